@@ -1,0 +1,152 @@
+//! The look-up table of one shard: page key → frame.
+//!
+//! A fixed array of buckets, chained through the folio headers. The shard alone links and unlinks; any thread
+//! walks without a lock. A walk beside a change may *miss* a folio that is there (the chain moved under it)
+//! or meet one that isn't wanted any more; it is never wrong in a way that matters, because who finds a
+//! frame pins it and checks its identity, and who finds none asks the shard, whose own look-up is exact.
+
+use super::folio::{FolioHeader, FolioKey, FrameId, NONE};
+use crate::primitives::{AtomicU32, Ordering};
+
+/// A walk that meets more headers than this gives up: it has been carried into other chains.
+const WALK_MAX: usize = 64;
+
+/// Neighbouring pages, this many as a power of two, share a cache line of buckets: a scan reads each once.
+const NEIGHBOUR_BITS: u32 = 4;
+
+#[derive(Debug)]
+pub(crate) struct FolioIndex {
+    buckets: Box<[AtomicU32]>,
+    /// Buckets are a power of two; this many high bits of the hash choose the group of neighbours.
+    group_bits: u32,
+}
+
+impl FolioIndex {
+    /// A table for `frames` frames: a power of two of buckets, at least as many as frames.
+    pub(crate) fn new(frames: usize) -> Self {
+        let buckets = frames.next_power_of_two().max(1 << NEIGHBOUR_BITS);
+        Self {
+            buckets: (0..buckets).map(|_| AtomicU32::new(NONE)).collect(),
+            group_bits: buckets.trailing_zeros() - NEIGHBOUR_BITS,
+        }
+    }
+
+    /// Bytes that the table occupies.
+    pub(crate) fn size_bytes(&self) -> usize {
+        size_of_val(&*self.buckets)
+    }
+
+    fn bucket(&self, key: FolioKey) -> &AtomicU32 {
+        // Fibonacci hashing of the group; the low bits stay in order inside the group.
+        let group = (key.0 >> NEIGHBOUR_BITS).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let group = if self.group_bits == 0 { 0 } else { group >> (64 - self.group_bits) };
+        let slot = group << NEIGHBOUR_BITS | key.0 & ((1 << NEIGHBOUR_BITS) - 1);
+        &self.buckets[slot as usize]
+    }
+
+    /// The frame that seems to hold `key`. Any thread; the answer is a hint to pin and check.
+    #[inline]
+    pub(crate) fn find(&self, headers: &[FolioHeader], key: FolioKey) -> Option<FrameId> {
+        let mut at = self.bucket(key).load(Ordering::Acquire);
+        for _ in 0..WALK_MAX {
+            // NONE, too, is out of bounds.
+            let folio = headers.get(at as usize)?;
+            if folio.key() == key {
+                return Some(FrameId(at));
+            }
+            at = folio.bucket_next.load(Ordering::Acquire);
+        }
+        None
+    }
+
+    /// The frame that holds `key`. The shard only: nothing changes beside it, so the answer is exact.
+    pub(crate) fn find_exact(&self, headers: &[FolioHeader], key: FolioKey) -> Option<FrameId> {
+        let mut at = self.bucket(key).load(Ordering::Relaxed);
+        while at != NONE {
+            let folio = &headers[at as usize];
+            if folio.key() == key {
+                return Some(FrameId(at));
+            }
+            at = folio.bucket_next.load(Ordering::Relaxed);
+        }
+        None
+    }
+
+    /// Links a frame that was assigned its key. The shard only; `key` must not be linked already.
+    pub(crate) fn insert(&self, headers: &[FolioHeader], frame: FrameId) {
+        let folio = &headers[frame.0 as usize];
+        let bucket = self.bucket(folio.key());
+        folio.bucket_next.store(bucket.load(Ordering::Relaxed), Ordering::Relaxed);
+        bucket.store(frame.0, Ordering::Release);
+    }
+
+    /// Unlinks a frozen frame before it loses its key. The shard only.
+    pub(crate) fn remove(&self, headers: &[FolioHeader], frame: FrameId) {
+        let folio = &headers[frame.0 as usize];
+        let next = folio.bucket_next.load(Ordering::Relaxed);
+        let mut link = self.bucket(folio.key());
+        loop {
+            let at = link.load(Ordering::Relaxed);
+            assert_ne!(at, NONE, "frame {frame:?} is not in the bucket of its key");
+            if at == frame.0 {
+                link.store(next, Ordering::Release);
+                return;
+            }
+            link = &headers[at as usize].bucket_next;
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn headers(frames: usize) -> Vec<FolioHeader> {
+        (0..frames).map(|_| FolioHeader::new()).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn the_index_agrees_with_a_hash_map(steps in prop::collection::vec((0u16..3, 0u64..64, any::<bool>()), 1..400)) {
+            let headers = headers(32);
+            let index = FolioIndex::new(32);
+            let mut free: Vec<u32> = (0..32).collect();
+            let mut model: HashMap<u64, FrameId> = HashMap::new();
+            for (mapping, page, add) in steps {
+                let key = FolioKey::new(mapping, page);
+                if add && !model.contains_key(&key.0) {
+                    let Some(frame) = free.pop() else { continue };
+                    headers[frame as usize].assign(key, 0);
+                    index.insert(&headers, FrameId(frame));
+                    model.insert(key.0, FrameId(frame));
+                } else if !add && let Some(frame) = model.remove(&key.0) {
+                    index.remove(&headers, frame);
+                    headers[frame.0 as usize].scrub_frozen();
+                    free.push(frame.0);
+                }
+                for mapping in 0..3 {
+                    for page in 0..64 {
+                        let key = FolioKey::new(mapping, page);
+                        prop_assert_eq!(index.find_exact(&headers, key), model.get(&key.0).copied());
+                        prop_assert_eq!(index.find(&headers, key), model.get(&key.0).copied());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_walk_through_a_chain_that_became_a_loop_ends() {
+        let headers = headers(2);
+        let index = FolioIndex::new(16);
+        let key = FolioKey::new(0, 0);
+        headers[0].assign(key, 0);
+        index.insert(&headers, FrameId(0));
+        // What a reader could see for a moment while frames move between chains.
+        headers[0].bucket_next.store(0, Ordering::Relaxed);
+        headers[0].assign(FolioKey::new(0, 16), 0);
+        assert_eq!(index.find(&headers, key), None);
+    }
+}

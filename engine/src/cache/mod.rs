@@ -1,0 +1,224 @@
+//! The page cache of one shard.
+//!
+//! [`SharedCache`] is what any thread may touch: frames, folio headers, the look-up index, the mark words. A hit
+//! needs nothing else. [`ShardCache`] adds what the shard alone changes: which folio is where, the tag trees'
+//! structure, free frames, the eviction hand.
+//!
+//! Read next: [`folio`] for the state word and its rules, [`tags`] for the marks.
+
+pub(crate) mod errseq;
+pub(crate) mod folio;
+pub(crate) mod frames;
+pub(crate) mod index;
+pub(crate) mod shape;
+pub(crate) mod stripe;
+pub(crate) mod tags;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use folio::{FolioHeader, FolioKey, FrameId};
+use frames::FrameMemory;
+use index::FolioIndex;
+use shape::MappingShape;
+use tags::{Tag, TagNodes, TagTree};
+
+/// Mappings that can be open at once.
+pub(crate) const MAPPINGS_MAX: usize = 256;
+
+/// Pages of one mapping in one shard that carry a mark.
+#[derive(Debug, Default)]
+pub(crate) struct MarkedPages {
+    /// Counted up by the thread that dirties, before its pin is released; down by the shard.
+    pub dirty: AtomicU32,
+    /// The shard's. Counted up before `dirty` goes down, so that who reads `dirty` first misses no page.
+    pub writeback: AtomicU32,
+}
+
+impl MarkedPages {
+    /// Whether a sync has anything to wait for here.
+    pub(crate) fn any(&self) -> bool {
+        self.dirty.load(Ordering::SeqCst) != 0 || self.writeback.load(Ordering::SeqCst) != 0
+    }
+}
+
+/// The part of a shard's cache that every thread may touch.
+#[derive(Debug)]
+pub(crate) struct SharedCache {
+    pub frames: FrameMemory,
+    pub headers: Box<[FolioHeader]>,
+    pub index: FolioIndex,
+    pub tags: Arc<TagNodes>,
+    /// By mapping slot.
+    pub marked: Box<[MarkedPages]>,
+}
+
+impl SharedCache {
+    #[inline]
+    pub(crate) fn folio(&self, frame: FrameId) -> &FolioHeader {
+        &self.headers[frame.0 as usize]
+    }
+
+    /// Marks a folio's page DIRTY, for `release_exclusive_dirty`: the tag, then the count. Returns the count of
+    /// dirty pages before.
+    pub(crate) fn mark_dirty(&self, frame: FrameId, shape: &MappingShape) -> u32 {
+        let folio = self.folio(frame);
+        let local = shape.striping.local(folio.key().page());
+        let before = self.marked[shape.slot as usize].dirty.fetch_add(1, Ordering::SeqCst);
+        self.tags.set_dirty(folio.tag_leaf(), (local % 64) as u32);
+        before
+    }
+}
+
+/// A shard's cache: the shared part and the structure that the shard owns.
+#[derive(Debug)]
+pub(crate) struct ShardCache {
+    pub shared: Arc<SharedCache>,
+    pub tree: TagTree,
+    pub shard: usize,
+    /// Frozen frames without a page.
+    free: Vec<u32>,
+    /// Where the eviction clock stands.
+    hand: u32,
+    /// Folios evicted since open.
+    pub evicted: u64,
+}
+
+impl ShardCache {
+    /// A cache on `frames`, for at most `local_pages` pages of the device that this shard may ever hold.
+    pub(crate) fn new(shard: usize, frames: FrameMemory, local_pages: u64) -> Self {
+        let count = frames.count();
+        let nodes = TagTree::nodes_max(u64::from(count), local_pages, MAPPINGS_MAX as u64);
+        let tree = TagTree::new(nodes);
+        let shared = SharedCache {
+            headers: (0..count).map(|_| FolioHeader::new()).collect(),
+            index: FolioIndex::new(count as usize),
+            tags: tree.nodes().clone(),
+            marked: (0..MAPPINGS_MAX).map(|_| MarkedPages::default()).collect(),
+            frames,
+        };
+        Self { shared: Arc::new(shared), tree, shard, free: (0..count).rev().collect(), hand: 0, evicted: 0 }
+    }
+
+    /// Bytes of everything beside the frames themselves.
+    pub(crate) fn metadata_bytes(&self) -> usize {
+        size_of_val(&*self.shared.headers)
+            + self.shared.index.size_bytes()
+            + self.tree.size_bytes()
+            + size_of_val(&*self.shared.marked)
+            + self.free.capacity() * size_of::<u32>()
+    }
+
+    pub(crate) fn free_frames(&self) -> usize {
+        self.free.len()
+    }
+
+    /// The folio that holds `page`, exactly.
+    pub(crate) fn find(&self, shape: &MappingShape, page: u64) -> Option<FrameId> {
+        self.shared.index.find_exact(&self.shared.headers, shape.key(page))
+    }
+
+    /// Gives a free frame to `page` and links it everywhere. It stays frozen: the caller publishes it.
+    pub(crate) fn install(&mut self, shape: &MappingShape, page: u64) -> Option<FrameId> {
+        debug_assert!(self.find(shape, page).is_none());
+        let frame = FrameId(self.free.pop()?);
+        let leaf = self.tree.insert(shape.tree, shape.striping.local(page));
+        self.shared.folio(frame).assign(shape.key(page), leaf);
+        self.shared.index.insert(&self.shared.headers, frame);
+        Some(frame)
+    }
+
+    /// Unlinks a frozen folio without marks and makes its frame free.
+    pub(crate) fn release(&mut self, shape: &MappingShape, frame: FrameId) {
+        let folio = self.shared.folio(frame);
+        self.tree.remove(shape.tree, shape.striping.local(folio.key().page()));
+        self.shared.index.remove(&self.shared.headers, frame);
+        folio.scrub_frozen();
+        self.free.push(frame.0);
+    }
+
+    /// Turns the clock until `wanted` frames are free or `steps_max` folios were looked at. Clean, unpinned
+    /// folios that weren't used since the hand last passed are evicted. `shape_of` finds a folio's mapping.
+    pub(crate) fn evict<'s>(
+        &mut self,
+        wanted: usize,
+        steps_max: u32,
+        shape_of: impl Fn(FolioKey) -> Option<&'s MappingShape>,
+    ) {
+        let frames = self.shared.frames.count();
+        for _ in 0..steps_max {
+            if self.free.len() >= wanted {
+                return;
+            }
+            let frame = FrameId(self.hand);
+            self.hand = if self.hand + 1 == frames { 0 } else { self.hand + 1 };
+            let folio = self.shared.folio(frame);
+            let key = folio.key();
+            if folio.freeze_if_cold() {
+                let shape = shape_of(key).expect("a cached folio's mapping is open");
+                self.release(shape, frame);
+                self.evicted += 1;
+            }
+        }
+    }
+
+    /// Takes DIRTY (and TOWRITE with it) off a locked or frozen folio's tags and count.
+    pub(crate) fn untag_dirty(&self, shape: &MappingShape, frame: FrameId) {
+        let folio = self.shared.folio(frame);
+        let (leaf, slot) = (folio.tag_leaf(), (shape.striping.local(folio.key().page()) % 64) as u32);
+        if self.shared.tags.is_set(leaf, slot, Tag::ToWrite) {
+            self.shared.tags.clear_owned(leaf, slot, Tag::ToWrite);
+        }
+        self.shared.tags.clear_dirty(leaf, slot);
+        self.shared.marked[shape.slot as usize].dirty.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// A locked dirty folio goes under writeback: the tags move, then the state word.
+    pub(crate) fn start_writeback(&self, shape: &MappingShape, frame: FrameId) {
+        let folio = self.shared.folio(frame);
+        let slot = (shape.striping.local(folio.key().page()) % 64) as u32;
+        self.shared.marked[shape.slot as usize].writeback.fetch_add(1, Ordering::SeqCst);
+        self.shared.tags.set_owned(folio.tag_leaf(), slot, Tag::Writeback);
+        self.untag_dirty(shape, frame);
+        folio.start_writeback();
+    }
+
+    /// The write of a folio ended; `redirty` when it failed. True when requests are parked on it.
+    pub(crate) fn end_writeback(&self, shape: &MappingShape, frame: FrameId, redirty: bool) -> bool {
+        let folio = self.shared.folio(frame);
+        let slot = (shape.striping.local(folio.key().page()) % 64) as u32;
+        if redirty {
+            self.shared.mark_dirty(frame, shape);
+        }
+        self.shared.tags.clear_owned(folio.tag_leaf(), slot, Tag::Writeback);
+        let parked = if redirty { folio.end_writeback_redirty() } else { folio.end_writeback() };
+        self.shared.marked[shape.slot as usize].writeback.fetch_sub(1, Ordering::SeqCst);
+        parked
+    }
+
+    /// Checks every folio against its tags (WB-04): for tests. Only meaningful while no thread holds a folio
+    /// exclusively.
+    ///
+    /// # Panics
+    /// When marks and state words disagree.
+    #[cfg(any(test, debug_assertions))]
+    pub(crate) fn assert_consistent<'s>(&self, shape_of: impl Fn(FolioKey) -> Option<&'s MappingShape>) {
+        let mut used = 0;
+        for (frame, folio) in self.shared.headers.iter().enumerate() {
+            let state = folio.state();
+            if state.frozen() {
+                continue;
+            }
+            used += 1;
+            let key = folio.key();
+            let shape = shape_of(key).expect("a cached folio's mapping is open");
+            assert_eq!(self.find(shape, key.page()), Some(FrameId(frame as u32)), "{key:?} is indexed");
+            let (leaf, slot) = (folio.tag_leaf(), (shape.striping.local(key.page()) % 64) as u32);
+            let tagged = |tag| self.shared.tags.is_set(leaf, slot, tag);
+            assert_eq!(tagged(Tag::Dirty), state.dirty(), "DIRTY of {key:?}: {state:?}");
+            assert_eq!(tagged(Tag::Writeback), state.writeback(), "WRITEBACK of {key:?}: {state:?}");
+            assert!(!tagged(Tag::ToWrite) || state.dirty(), "TOWRITE without DIRTY on {key:?}");
+        }
+        assert_eq!(used + self.free.len(), self.shared.headers.len(), "every frame is used or free");
+    }
+}

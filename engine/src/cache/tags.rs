@@ -1,0 +1,603 @@
+//! The marks of writeback: DIRTY, TOWRITE and WRITEBACK a page, as bitmaps under a summarising radix tree.
+//!
+//! A leaf covers 64 pages with one word a mark; an inner node has one bit a child, set when anything below it
+//! may carry the mark. A pass therefore costs the marked pages that it meets, not the pages that the file
+//! spans (WB-43), and marks move 64 at a time.
+//!
+//! The tree is over *shard-local* page numbers (see [`super::stripe`]). Its structure, nodes and links, belongs
+//! to the shard ([`TagTree`]); the mark words ([`TagNodes`]) are shared, because the thread that releases a
+//! changed folio sets DIRTY itself ([`TagNodes::set_dirty`]).
+//!
+//! # No dirty page is lost between the two
+//!
+//! The thread sets the leaf's bit first, then the summary bits upwards, all with read-modify-writes. The
+//! shard, having emptied a node, clears its summary bit **first and then reads the node again**, and sets the
+//! summary anew where a bit has come back. Both touch the summary word by read-modify-write, so one comes
+//! first: was it the thread, the shard's clear acquires its leaf bit and the second look finds it; was it the
+//! shard, the thread's summary bit stays. No shortcut is taken upwards when a bit is already set: the
+//! thread that set it may not have arrived further up yet. The loom model runs this code.
+//!
+//! A folio keeps its leaf and all its ancestors alive as long as it is in the cache, so a thread with a pin may
+//! follow `parent` links.
+
+use crate::primitives::{AtomicU32, AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::Arc;
+
+const NONE: u32 = u32::MAX;
+/// Pages a leaf, children a node: the bits of a word.
+const FANOUT_BITS: u32 = 6;
+const FANOUT: u64 = 1 << FANOUT_BITS;
+/// A tree over 2^48 pages has eight levels.
+const LEVELS_MAX: u32 = 8;
+
+/// A mark that a page can carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tag {
+    /// The cache has bytes that the device lacks (`PAGECACHE_TAG_DIRTY`).
+    Dirty = 0,
+    /// An integrity pass has still to write it (`PAGECACHE_TAG_TOWRITE`). Only together with DIRTY (WB-04).
+    ToWrite = 1,
+    /// The device is reading it (`PAGECACHE_TAG_WRITEBACK`).
+    Writeback = 2,
+}
+
+/// One node's shared half.
+#[derive(Debug)]
+struct TagNode {
+    /// A word a [`Tag`]: at a leaf a bit a page, above a bit a child.
+    marks: [AtomicU64; 3],
+    /// The node above, or NONE at the root. Written by the shard before any folio below is published.
+    parent: AtomicU32,
+    /// This node's bit in its parent's words.
+    slot: AtomicU32,
+}
+
+/// The mark words of one shard, shared with all threads.
+#[derive(Debug)]
+pub(crate) struct TagNodes {
+    nodes: Box<[TagNode]>,
+}
+
+impl TagNodes {
+    fn new(count: usize) -> Self {
+        let node = || TagNode {
+            marks: [AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)],
+            parent: AtomicU32::new(NONE),
+            slot: AtomicU32::new(0),
+        };
+        Self { nodes: (0..count).map(|_| node()).collect() }
+    }
+
+    /// Sets DIRTY for the page at `slot` of `leaf`, then the summaries up to the root. The caller holds the
+    /// page's folio (exclusively), or is the shard.
+    pub(crate) fn set_dirty(&self, leaf: u32, slot: u32) {
+        self.nodes[leaf as usize].marks[Tag::Dirty as usize].fetch_or(1 << slot, Ordering::AcqRel);
+        self.raise_dirty(leaf);
+    }
+
+    /// Sets the summary bits of everything above `node`.
+    fn raise_dirty(&self, node: u32) {
+        let mut at = &self.nodes[node as usize];
+        loop {
+            let parent = at.parent.load(Ordering::Relaxed);
+            if parent == NONE {
+                return;
+            }
+            let bit = 1 << at.slot.load(Ordering::Relaxed);
+            at = &self.nodes[parent as usize];
+            at.marks[Tag::Dirty as usize].fetch_or(bit, Ordering::AcqRel);
+        }
+    }
+
+    /// Clears DIRTY for the page at `slot` of `leaf`, and the summaries that became empty. The shard only.
+    pub(crate) fn clear_dirty(&self, leaf: u32, slot: u32) {
+        const DIRTY: usize = Tag::Dirty as usize;
+        let mut node = leaf;
+        let mut bit = 1 << slot;
+        loop {
+            let at = &self.nodes[node as usize];
+            let before = at.marks[DIRTY].fetch_and(!bit, Ordering::AcqRel);
+            if before & !bit != 0 {
+                return;
+            }
+            let parent = at.parent.load(Ordering::Relaxed);
+            if parent == NONE {
+                return;
+            }
+            bit = 1 << at.slot.load(Ordering::Relaxed);
+            // The summary first, then a second look: a bit that came back meanwhile is raised again.
+            let above = &self.nodes[parent as usize];
+            let before = above.marks[DIRTY].fetch_and(!bit, Ordering::AcqRel);
+            if at.marks[DIRTY].load(Ordering::Acquire) != 0 {
+                self.raise_dirty(node);
+                return;
+            }
+            if before & !bit != 0 {
+                return;
+            }
+            node = parent;
+            // The parent's bit is clear already; the next round finds its word empty and goes on upwards.
+        }
+    }
+
+    /// Sets a mark that only the shard touches (TOWRITE, WRITEBACK): plain stores, and no further up than the
+    /// first summary that is set already. The shard only.
+    pub(crate) fn set_owned(&self, leaf: u32, slot: u32, tag: Tag) {
+        debug_assert_ne!(tag, Tag::Dirty, "threads set DIRTY beside the shard");
+        let (mut node, mut bit) = (leaf, 1 << slot);
+        loop {
+            let at = &self.nodes[node as usize];
+            let word = &at.marks[tag as usize];
+            let before = word.load(Ordering::Relaxed);
+            word.store(before | bit, Ordering::Relaxed);
+            let parent = at.parent.load(Ordering::Relaxed);
+            if before != 0 || parent == NONE {
+                return;
+            }
+            bit = 1 << at.slot.load(Ordering::Relaxed);
+            node = parent;
+        }
+    }
+
+    /// Clears a mark that only the shard touches, and the summaries that became empty. The shard only.
+    pub(crate) fn clear_owned(&self, leaf: u32, slot: u32, tag: Tag) {
+        debug_assert_ne!(tag, Tag::Dirty, "threads set DIRTY beside the shard");
+        let (mut node, mut bit) = (leaf, 1 << slot);
+        loop {
+            let at = &self.nodes[node as usize];
+            let word = &at.marks[tag as usize];
+            let after = word.load(Ordering::Relaxed) & !bit;
+            word.store(after, Ordering::Relaxed);
+            let parent = at.parent.load(Ordering::Relaxed);
+            if after != 0 || parent == NONE {
+                return;
+            }
+            bit = 1 << at.slot.load(Ordering::Relaxed);
+            node = parent;
+        }
+    }
+
+    pub(crate) fn is_set(&self, leaf: u32, slot: u32, tag: Tag) -> bool {
+        self.word(leaf, tag) >> slot & 1 != 0
+    }
+
+    fn word(&self, node: u32, tag: Tag) -> u64 {
+        self.nodes[node as usize].marks[tag as usize].load(Ordering::Acquire)
+    }
+}
+
+/// What a search looks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Find {
+    /// Pages in the cache.
+    Present,
+    /// Pages that carry a mark.
+    Tagged(Tag),
+}
+
+/// Some of the 64 pages of one leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeafPages {
+    /// Shard-local number of the leaf's first page.
+    pub base: u64,
+    /// Bit *i* stands for page `base + i`.
+    pub pages: u64,
+}
+
+/// The tree of one mapping in one shard: its number and its height.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TreeId {
+    pub mapping: u16,
+    pub levels: u32,
+}
+
+impl TreeId {
+    /// The tree for a mapping of which this shard holds `local_pages` pages.
+    pub(crate) fn new(mapping: u16, local_pages: u64) -> Self {
+        let mut levels = 1;
+        while levels < LEVELS_MAX && local_pages > 1 << (FANOUT_BITS * levels) {
+            levels += 1;
+        }
+        Self { mapping, levels }
+    }
+
+    fn node_key(self, level: u32, local: u64) -> u64 {
+        let index = local >> (FANOUT_BITS * (level + 1));
+        u64::from(self.mapping) << 48 | u64::from(level) << 44 | index
+    }
+}
+
+/// One node's private half.
+#[derive(Clone, Debug)]
+struct NodeLinks {
+    /// Mapping, level and index: [`TreeId::node_key`].
+    key: u64,
+    /// A leaf: the pages in the cache. Above: the children that exist.
+    present: u64,
+    /// Next node in the hash bucket, or in the free list.
+    next: u32,
+}
+
+/// The structure of a shard's trees. Owned by the shard.
+#[derive(Debug)]
+pub(crate) struct TagTree {
+    nodes: Arc<TagNodes>,
+    links: Box<[NodeLinks]>,
+    buckets: Box<[u32]>,
+    free: u32,
+}
+
+impl TagTree {
+    /// Nodes that can be needed at once for `frames` cached pages, somewhere among `local_pages` pages of the
+    /// device, in at most `mappings_max` mappings: at each level a node a page, but no more than exist.
+    pub(crate) fn nodes_max(frames: u64, local_pages: u64, mappings_max: u64) -> usize {
+        let levels = TreeId::new(0, local_pages).levels;
+        let of_level = |level| frames.min((local_pages >> (FANOUT_BITS * (level + 1))) + 2 * mappings_max);
+        (0..levels).map(of_level).sum::<u64>() as usize
+    }
+
+    pub(crate) fn new(nodes_max: usize) -> Self {
+        let mut links =
+            vec![NodeLinks { key: u64::MAX, present: 0, next: NONE }; nodes_max].into_boxed_slice();
+        for (index, node) in links.iter_mut().enumerate().take(nodes_max.saturating_sub(1)) {
+            node.next = index as u32 + 1;
+        }
+        Self {
+            nodes: Arc::new(TagNodes::new(nodes_max)),
+            links,
+            buckets: vec![NONE; nodes_max.next_power_of_two()].into_boxed_slice(),
+            free: if nodes_max == 0 { NONE } else { 0 },
+        }
+    }
+
+    /// The shared half.
+    pub(crate) fn nodes(&self) -> &Arc<TagNodes> {
+        &self.nodes
+    }
+
+    /// Bytes that nodes and their table occupy.
+    pub(crate) fn size_bytes(&self) -> usize {
+        size_of_val(&*self.nodes.nodes) + size_of_val(&*self.links) + size_of_val(&*self.buckets)
+    }
+
+    fn bucket(&self, key: u64) -> usize {
+        let bits = self.buckets.len().trailing_zeros();
+        if bits == 0 { 0 } else { (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - bits)) as usize }
+    }
+
+    fn lookup(&self, key: u64) -> Option<u32> {
+        let mut at = self.buckets[self.bucket(key)];
+        while at != NONE {
+            let node = &self.links[at as usize];
+            if node.key == key {
+                return Some(at);
+            }
+            at = node.next;
+        }
+        None
+    }
+
+    /// Adds a page to its tree and returns its leaf. The shard calls this before it publishes the folio.
+    pub(crate) fn insert(&mut self, tree: TreeId, local: u64) -> u32 {
+        let mut bit = local % FANOUT;
+        let mut child = NONE;
+        let mut leaf = NONE;
+        for level in 0..tree.levels {
+            let key = tree.node_key(level, local);
+            let (node, created) = match self.lookup(key) {
+                Some(node) => (node, false),
+                None => (self.create(key), true),
+            };
+            if level == 0 {
+                leaf = node;
+            }
+            if child != NONE {
+                let shared = &self.nodes.nodes[child as usize];
+                shared.parent.store(node, Ordering::Relaxed);
+                shared.slot.store(bit as u32, Ordering::Relaxed);
+            }
+            self.links[node as usize].present |= 1 << bit;
+            if !created {
+                break;
+            }
+            child = node;
+            bit = (local >> (FANOUT_BITS * (level + 1))) % FANOUT;
+        }
+        leaf
+    }
+
+    fn create(&mut self, key: u64) -> u32 {
+        let node = self.free;
+        assert_ne!(node, NONE, "the tag tree was sized below its need");
+        self.free = self.links[node as usize].next;
+        let bucket = self.bucket(key);
+        self.links[node as usize] = NodeLinks { key, present: 0, next: self.buckets[bucket] };
+        self.buckets[bucket] = node;
+        self.nodes.nodes[node as usize].parent.store(NONE, Ordering::Relaxed);
+        node
+    }
+
+    /// Takes a page out; its marks must be clear, and nobody may hold its folio any more.
+    pub(crate) fn remove(&mut self, tree: TreeId, local: u64) {
+        let mut bit = local % FANOUT;
+        for level in 0..tree.levels {
+            let key = tree.node_key(level, local);
+            let node = self.lookup(key).expect("a cached page has its path of tag nodes");
+            let links = &mut self.links[node as usize];
+            links.present &= !(1 << bit);
+            if links.present != 0 {
+                return;
+            }
+            self.destroy(node);
+            bit = (local >> (FANOUT_BITS * (level + 1))) % FANOUT;
+        }
+    }
+
+    fn destroy(&mut self, node: u32) {
+        for mark in &self.nodes.nodes[node as usize].marks {
+            debug_assert_eq!(mark.load(Ordering::Relaxed), 0, "a tag outlives its pages");
+        }
+        let (key, next) = (self.links[node as usize].key, self.links[node as usize].next);
+        let bucket = self.bucket(key);
+        if self.buckets[bucket] == node {
+            self.buckets[bucket] = next;
+        } else {
+            let mut at = self.buckets[bucket];
+            while self.links[at as usize].next != node {
+                at = self.links[at as usize].next;
+            }
+            self.links[at as usize].next = next;
+        }
+        self.links[node as usize].key = u64::MAX;
+        self.links[node as usize].next = self.free;
+        self.free = node;
+    }
+
+    /// The first leaf with wanted pages in `range` (shard-local pages), and which pages those are.
+    pub(crate) fn next(&self, tree: TreeId, find: Find, range: Range<u64>) -> Option<LeafPages> {
+        if range.is_empty() {
+            return None;
+        }
+        self.search(tree, tree.levels - 1, 0, find, &range)
+    }
+
+    /// Searches the node of `level` that begins at page `base`.
+    fn search(
+        &self,
+        tree: TreeId,
+        level: u32,
+        base: u64,
+        find: Find,
+        range: &Range<u64>,
+    ) -> Option<LeafPages> {
+        let node = self.lookup(tree.node_key(level, base))?;
+        let child_bits = FANOUT_BITS * level;
+        let word = match find {
+            Find::Present => self.links[node as usize].present,
+            Find::Tagged(tag) => self.nodes.word(node, tag),
+        };
+        let mut wanted = word & children_in(range, base, child_bits);
+        if level == 0 {
+            return (wanted != 0).then_some(LeafPages { base, pages: wanted });
+        }
+        while wanted != 0 {
+            let child = base + (u64::from(wanted.trailing_zeros()) << child_bits);
+            if let Some(found) = self.search(tree, level - 1, child, find, range) {
+                return Some(found);
+            }
+            wanted &= wanted - 1;
+        }
+        None
+    }
+
+    /// Adds TOWRITE to every DIRTY page of `range` and returns how many carry it now that did not before
+    /// (`tag_pages_for_writeback`).
+    pub(crate) fn tag_for_writeback(&self, tree: TreeId, range: Range<u64>) -> u64 {
+        let mut tagged = 0;
+        if !range.is_empty() {
+            self.tag_below(tree, tree.levels - 1, 0, &range, &mut tagged);
+        }
+        tagged
+    }
+
+    /// Tags below one node; true when anything below carries TOWRITE afterwards.
+    fn tag_below(&self, tree: TreeId, level: u32, base: u64, range: &Range<u64>, tagged: &mut u64) -> bool {
+        let Some(node) = self.lookup(tree.node_key(level, base)) else { return false };
+        let child_bits = FANOUT_BITS * level;
+        let mut dirty = self.nodes.word(node, Tag::Dirty) & children_in(range, base, child_bits);
+        let mut gained = 0;
+        if level == 0 {
+            gained = dirty & !self.nodes.word(node, Tag::ToWrite);
+            *tagged += u64::from(gained.count_ones());
+        } else {
+            while dirty != 0 {
+                let slot = dirty.trailing_zeros();
+                if self.tag_below(tree, level - 1, base + (u64::from(slot) << child_bits), range, tagged) {
+                    gained |= 1 << slot;
+                }
+                dirty &= dirty - 1;
+            }
+        }
+        let marks = &self.nodes.nodes[node as usize].marks[Tag::ToWrite as usize];
+        // The shard alone touches TOWRITE, so a load and a store do.
+        let now = marks.load(Ordering::Relaxed) | gained;
+        marks.store(now, Ordering::Relaxed);
+        now != 0
+    }
+}
+
+/// The bits of a node at `base` whose children (of `1 << child_bits` pages each) overlap `range`.
+fn children_in(range: &Range<u64>, base: u64, child_bits: u32) -> u64 {
+    let first = range.start.saturating_sub(base) >> child_bits;
+    let last = match (range.end - 1).checked_sub(base) {
+        Some(last) => (last >> child_bits).min(FANOUT - 1),
+        None => return 0,
+    };
+    if first > last {
+        return 0;
+    }
+    (u64::MAX << first) & (u64::MAX >> (FANOUT - 1 - last))
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::{BTreeMap, BTreeSet};
+
+    fn found(trees: &TagTree, tree: TreeId, find: Find, range: Range<u64>) -> Vec<u64> {
+        let mut out = Vec::new();
+        let mut from = range.start;
+        while let Some(leaf) = trees.next(tree, find, from..range.end) {
+            out.extend((0..64).filter(|bit| leaf.pages >> bit & 1 != 0).map(|bit| leaf.base + bit));
+            from = leaf.base + 64;
+        }
+        out
+    }
+
+    #[test]
+    fn masks_cover_exactly_the_children_of_a_range() {
+        assert_eq!(children_in(&(0..64), 0, 0), u64::MAX);
+        assert_eq!(children_in(&(3..5), 0, 0), 0b11000);
+        assert_eq!(children_in(&(70..71), 64, 0), 1 << 6);
+        assert_eq!(children_in(&(0..1), 64, 0), 0);
+        assert_eq!(children_in(&(63..65), 0, 6), 0b11);
+        assert_eq!(children_in(&(0..u64::MAX), 4096, 6), u64::MAX);
+        assert_eq!(children_in(&(128..200), 0, 0), 0);
+    }
+
+    #[test]
+    fn heights_follow_the_number_of_pages() {
+        for (pages, levels) in [(1, 1), (64, 1), (65, 2), (4096, 2), (4097, 3), (1 << 28, 5)] {
+            assert_eq!(TreeId::new(0, pages).levels, levels, "{pages} pages");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn wb43_trees_agree_with_sets_over_any_history(
+            steps in prop::collection::vec((0u8..6, 0u16..2, prop::sample::select(vec![0u64, 1, 63, 64, 65, 4095, 4096, 8191, 70_000, 262_143])), 1..300),
+            from in 0u64..5000, len in 1u64..300_000,
+        ) {
+            let mut trees = TagTree::new(TagTree::nodes_max(20, 2 * 262_144, 2));
+            let mut leaves: BTreeMap<(u16, u64), u32> = BTreeMap::new();
+            let mut sets: [BTreeSet<(u16, u64)>; 3] = Default::default();
+            for (step, mapping, local) in steps {
+                let tree = TreeId::new(mapping, 262_144);
+                let page = (mapping, local);
+                match (step, leaves.get(&page).copied()) {
+                    (0 | 1, None) => { leaves.insert(page, trees.insert(tree, local)); }
+                    (1..=2, Some(leaf)) => {
+                        trees.nodes().set_dirty(leaf, (local % 64) as u32);
+                        sets[0].insert(page);
+                    }
+                    (3, Some(leaf)) => {
+                        trees.nodes().clear_owned(leaf, (local % 64) as u32, Tag::ToWrite);
+                        trees.nodes().clear_dirty(leaf, (local % 64) as u32);
+                        sets[0].remove(&page);
+                        sets[1].remove(&page);
+                    }
+                    (4, _) => {
+                        let range = from..from + len;
+                        let new: Vec<_> = sets[0].iter().filter(|p| p.0 == mapping && range.contains(&p.1) && !sets[1].contains(p)).copied().collect();
+                        prop_assert_eq!(trees.tag_for_writeback(tree, range), new.len() as u64);
+                        sets[1].extend(new);
+                    }
+                    (5, Some(leaf)) => {
+                        trees.nodes().clear_owned(leaf, (local % 64) as u32, Tag::ToWrite);
+                        trees.nodes().clear_dirty(leaf, (local % 64) as u32);
+                        sets.iter_mut().for_each(|set| { set.remove(&page); });
+                        trees.remove(tree, local);
+                        leaves.remove(&page);
+                    }
+                    _ => {}
+                }
+                for mapping in 0..2 {
+                    let tree = TreeId::new(mapping, 262_144);
+                    for range in [0..262_144, from..from + len] {
+                        for (find, set) in [(Find::Tagged(Tag::Dirty), &sets[0]), (Find::Tagged(Tag::ToWrite), &sets[1])] {
+                            let want: Vec<u64> = set.iter().filter(|p| p.0 == mapping && range.contains(&p.1)).map(|p| p.1).collect();
+                            prop_assert_eq!(found(&trees, tree, find, range.clone()), want);
+                        }
+                        let want: Vec<u64> = leaves.keys().filter(|p| p.0 == mapping && range.contains(&p.1)).map(|p| p.1).collect();
+                        prop_assert_eq!(found(&trees, tree, Find::Present, range.clone()), want);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_pool_is_enough_for_the_sparsest_pages() {
+        let frames = 1000;
+        let pages = 1u64 << 30;
+        let mut trees = TagTree::new(TagTree::nodes_max(frames, pages, 1));
+        let tree = TreeId::new(0, pages);
+        for page in 0..frames {
+            trees.insert(tree, page * (pages / frames));
+        }
+        for page in 0..frames {
+            trees.remove(tree, page * (pages / frames));
+        }
+        assert!(trees.buckets.iter().all(|&bucket| bucket == NONE), "every node went back");
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_models {
+    use super::*;
+    use loom::thread;
+
+    /// Three levels, so that a summary of summaries takes part.
+    const TREE: TreeId = TreeId { mapping: 0, levels: 3 };
+
+    fn dirty(trees: &TagTree) -> Vec<u64> {
+        let mut out = Vec::new();
+        let mut from = 0;
+        while let Some(leaf) = trees.next(TREE, Find::Tagged(Tag::Dirty), from..1 << 18) {
+            out.extend((0..64).filter(|bit| leaf.pages >> bit & 1 != 0).map(|bit| leaf.base + bit));
+            from = leaf.base + 64;
+        }
+        out
+    }
+
+    /// A page dirtied by a thread while the shard empties the same leaf is found by the next pass.
+    #[test]
+    fn loom_a_page_dirtied_beside_a_clearing_shard_is_found_from_the_root() {
+        loom::model(|| {
+            let mut trees = TagTree::new(8);
+            let leaf = trees.insert(TREE, 0);
+            trees.insert(TREE, 1);
+            let nodes = trees.nodes().clone();
+            nodes.set_dirty(leaf, 0);
+            let writer = {
+                let nodes = nodes.clone();
+                thread::spawn(move || nodes.set_dirty(leaf, 1))
+            };
+            nodes.clear_dirty(leaf, 0);
+            writer.join().unwrap();
+            assert_eq!(dirty(&trees), [1]);
+        });
+    }
+
+    /// Two threads dirty pages of two leaves under one parent while the shard empties one of them. Whichever
+    /// thread has *finished* is found from the root, though the other is still on its way up.
+    #[test]
+    fn loom_a_finished_mark_is_found_though_another_thread_is_on_its_way_up() {
+        loom::model(|| {
+            let mut trees = TagTree::new(8);
+            let left = trees.insert(TREE, 0);
+            trees.insert(TREE, 1);
+            let nodes = trees.nodes().clone();
+            let first = {
+                let nodes = nodes.clone();
+                thread::spawn(move || nodes.set_dirty(left, 0))
+            };
+            nodes.set_dirty(left, 1);
+            assert!(dirty(&trees).contains(&1));
+            first.join().unwrap();
+            assert_eq!(dirty(&trees), [0, 1]);
+        });
+    }
+}

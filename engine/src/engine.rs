@@ -1,0 +1,367 @@
+//! The engine: a controller, its shards, and the mappings that are open on it.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use foliant_nvme::{
+    ArenaBacking, Controller, ControllerIdentity, ControllerOptions, Iova, Lba, Namespace, Transport,
+};
+
+use crate::cache::ShardCache;
+use crate::cache::folio::FrameId;
+use crate::cache::frames::{FrameMemory, PAGE_BYTES};
+use crate::cache::shape::MappingShape;
+use crate::device;
+use crate::error::{Error, Result};
+use crate::mapping::{Mapping, MappingOptions};
+use crate::options::{EngineOptions, FRAMES_MIN, ShardThreads};
+use crate::reply::{GRANTS_MAX, block_on};
+use crate::shard::device::DeviceWatch;
+use crate::shard::link::ShardLink;
+use crate::shard::open::OpenMapping;
+use crate::shard::request::Request;
+use crate::shard::runner;
+use crate::shard::{Shard, ShardLimits};
+use crate::stats::EngineStats;
+use crate::table::{MappingTable, Opened};
+use crate::writeback::commit::Durability;
+
+/// What handles and the engine share.
+#[derive(Debug)]
+pub(crate) struct EngineInner {
+    pub links: Box<[Arc<ShardLink>]>,
+    pub table: MappingTable,
+    /// Pages that one request may ask for, so that a few requests never need all frames.
+    pub request_pages_max: u64,
+    namespaces: Vec<Namespace>,
+    identity: ControllerIdentity,
+    /// By namespace id.
+    durability: BTreeMap<u32, Arc<Durability>>,
+    stop: Arc<AtomicBool>,
+    metadata_bytes: u64,
+    frames: u64,
+    arena: ArenaBacking,
+}
+
+/// An open storage engine: a page cache with writeback on one NVMe controller.
+///
+/// See the [crate's documentation](crate) for an example. Close it with [`close`](Self::close); an engine that
+/// is only dropped stops without syncing, as after a crash.
+#[derive(Debug)]
+pub struct Engine {
+    inner: Arc<EngineInner>,
+    /// Disabled and freed after the shards' queue pairs are gone.
+    controller: Option<Controller>,
+    threads: Vec<JoinHandle<Shard>>,
+    /// With [`ShardThreads::Manual`], until they are taken.
+    shards: Mutex<Vec<Shard>>,
+}
+
+impl Engine {
+    /// Opens the device that `uri` names: `emu:PATH?size=…&lba=…` for an emulated controller on a file,
+    /// `emu:ram?size=…` or `emu:null?size=…` for one on memory or on nothing.
+    ///
+    /// # Errors
+    /// [`Error::Uri`] with what is wrong in it; [`Error::Option`]; [`Error::Driver`] when the controller doesn't come
+    /// up; [`Error::Os`].
+    pub fn open(uri: &str, options: &EngineOptions) -> Result<Self> {
+        options.check()?;
+        Self::open_on(device::transport(uri)?, options)
+    }
+
+    /// Opens a device through a transport that the caller made.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_on(transport: Arc<dyn Transport>, options: &EngineOptions) -> Result<Self> {
+        options.check()?;
+        let frames_bytes = options.cache_bytes / PAGE_BYTES as u64 * PAGE_BYTES as u64;
+        let controller = Controller::open(
+            transport,
+            &ControllerOptions {
+                io_queue_pairs: options.shards as u16,
+                io_queue_entries: options.queue_entries,
+                arena_bytes: frames_bytes as usize,
+                max_transfer_bytes: options.transfer_bytes_max,
+                hugepages: options.hugepages,
+            },
+        )?;
+        let shards = usize::from(controller.identity().queue_pairs).min(options.shards).max(1);
+        if shards < options.shards {
+            tracing::warn!(
+                wanted = options.shards,
+                shards,
+                "the device granted fewer queue pairs than shards wanted"
+            );
+        }
+        let shards = build_shards(&controller, options, shards)?;
+        let volatile = controller.identity().volatile_write_cache;
+        let durability = controller.namespaces().iter();
+        let durability =
+            durability.map(|ns| (ns.id(), Arc::new(Durability::new(ns.id(), volatile)))).collect();
+        let frames: u64 = shards.iter().map(Shard::frames).sum();
+        let inner = Arc::new(EngineInner {
+            links: shards.iter().map(|shard| shard.link().clone()).collect(),
+            table: MappingTable::new(),
+            request_pages_max: (frames / shards.len() as u64 / 8).clamp(1, GRANTS_MAX as u64),
+            namespaces: controller.namespaces().to_vec(),
+            identity: controller.identity().clone(),
+            durability,
+            stop: Arc::new(AtomicBool::new(false)),
+            metadata_bytes: shards.iter().map(|shard| shard.metadata_bytes() as u64).sum(),
+            frames,
+            arena: controller.arena().backing(),
+        });
+        let (threads, shards) = start(shards, &options.threads, &inner.stop)?;
+        Ok(Self { inner, controller: Some(controller), threads, shards: Mutex::new(shards) })
+    }
+
+    /// What the controller says of itself.
+    #[must_use]
+    pub fn identity(&self) -> &ControllerIdentity {
+        &self.inner.identity
+    }
+
+    /// The device's namespaces.
+    #[must_use]
+    pub fn namespaces(&self) -> &[Namespace] {
+        &self.inner.namespaces
+    }
+
+    /// Shards that serve this engine.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.inner.links.len()
+    }
+
+    /// What kind of memory the frames lie on.
+    #[must_use]
+    pub fn arena_backing(&self) -> ArenaBacking {
+        self.inner.arena
+    }
+
+    /// Opens a range of a namespace as a mapping. The same range opened again gives another handle of the same
+    /// mapping; ranges that overlap in part are refused.
+    ///
+    /// With [`ShardThreads::Manual`] another thread must be polling the shards.
+    ///
+    /// # Errors
+    /// [`Error::Mapping`] when the range doesn't fit; [`Error::Closed`].
+    pub fn mapping(&self, options: &MappingOptions) -> Result<Mapping> {
+        block_on(self.mapping_async(options))
+    }
+
+    /// As [`mapping`](Self::mapping), without blocking the thread.
+    ///
+    /// # Errors
+    /// As `mapping`.
+    pub async fn mapping_async(&self, options: &MappingOptions) -> Result<Mapping> {
+        let inner = &self.inner;
+        let wrong = |reason: String| Err(Error::Mapping { reason });
+        let Some(namespace) = inner.namespaces.iter().find(|ns| ns.id() == options.namespace) else {
+            let known: Vec<u32> = inner.namespaces.iter().map(Namespace::id).collect();
+            return wrong(format!("there is no namespace {}; the device has {known:?}", options.namespace));
+        };
+        let block = u64::from(namespace.block_bytes());
+        let capacity = namespace.blocks() * block;
+        let start = options.start_bytes;
+        let len_bytes = options.len_bytes.unwrap_or(capacity.saturating_sub(start));
+        if !start.is_multiple_of(block) || !len_bytes.is_multiple_of(block) {
+            return wrong(format!(
+                "start {start} and length {len_bytes} must be multiples of the {block}-byte block"
+            ));
+        }
+        if len_bytes == 0 || start.checked_add(len_bytes).is_none_or(|end| end > capacity) {
+            return wrong(format!(
+                "bytes {start}..{} don't lie within namespace {}, which has {capacity} bytes, or are none",
+                start.saturating_add(len_bytes),
+                options.namespace
+            ));
+        }
+        let first_lba = start / block;
+        let opened = inner.table.open(options.namespace, first_lba, len_bytes, |slot| OpenMapping {
+            shape: MappingShape::new(slot, namespace.clone(), first_lba, len_bytes, inner.links.len()),
+            errors: Default::default(),
+            durability: inner.durability[&options.namespace].clone(),
+            closed: AtomicBool::new(false),
+        })?;
+        match opened {
+            Opened::Again(open) => Ok(Mapping::new(inner.clone(), open)),
+            Opened::New(open) => {
+                // The handle exists from here on, so that an error below drops it.
+                let mapping = Mapping::new(inner.clone(), open.clone());
+                for link in &inner.links {
+                    link.request(Request::Open(open.clone())).await?;
+                }
+                Ok(mapping)
+            }
+        }
+    }
+
+    /// Counters since open.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        let mut stats = EngineStats {
+            frames: self.inner.frames,
+            metadata_bytes: self.inner.metadata_bytes,
+            ..Default::default()
+        };
+        for link in &self.inner.links {
+            link.counters.add_to(&mut stats);
+            let (reads, writes) = link.hits.totals();
+            stats.read_hits += reads;
+            stats.write_hits += writes;
+            stats.requests += link.requests.load(Ordering::Relaxed);
+            let dirty =
+                link.cache.marked.iter().map(|marked| u64::from(marked.dirty.load(Ordering::Relaxed)));
+            stats.dirty_pages += dirty.sum::<u64>();
+        }
+        stats
+    }
+
+    /// Which page's frame a device address lies in: namespace id and first block of the page. For checking from
+    /// outside that a command's data pointers are the frames of the pages that it names (WB-41).
+    #[must_use]
+    pub fn locate(&self, iova: Iova) -> Option<(u32, Lba)> {
+        self.locator()(iova)
+    }
+
+    /// [`locate`](Self::locate) as a function that can be given away; it keeps the frames' memory allocated.
+    pub fn locator(&self) -> impl Fn(Iova) -> Option<(u32, Lba)> + Send + Sync + use<> {
+        let inner = self.inner.clone();
+        move |iova| {
+            inner.links.iter().find_map(|link| {
+                let frames = &link.cache.frames;
+                let first = frames.segment(FrameId(0), 0).iova;
+                let offset = iova.0.checked_sub(first.0)?;
+                let frame =
+                    u32::try_from(offset / PAGE_BYTES as u64).ok().filter(|&frame| frame < frames.count())?;
+                let key = link.cache.folio(FrameId(frame)).key();
+                inner.table.with_shape(key.mapping(), |shape| (shape.namespace.id(), shape.lba(key.page())))
+            })
+        }
+    }
+
+    /// With [`ShardThreads::Manual`]: the shards, for the caller to poll. Empty after the first call.
+    pub fn take_shards(&self) -> Vec<Shard> {
+        std::mem::take(&mut *self.shards.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Syncs every open mapping, stops the shards and shuts the controller down. Handles get [`Error::Closed`]
+    /// from then on.
+    ///
+    /// # Errors
+    /// The first error of all that; everything is stopped nevertheless, and what couldn't be written is lost, as
+    /// the error says.
+    pub fn close(mut self) -> Result<()> {
+        self.inner.table.close();
+        let mut result = Ok(());
+        for open in self.inner.table.all() {
+            self.inner.table.add_handle(&open);
+            let synced = Mapping::new(self.inner.clone(), open).sync();
+            result = result.and(synced);
+        }
+        self.stop();
+        match self.controller.take().map(Controller::shutdown) {
+            Some(Err(error)) => result.and(Err(error.into())),
+            _ => result,
+        }
+    }
+
+    fn stop(&mut self) {
+        self.inner.stop.store(true, Ordering::Release);
+        for link in &self.inner.links {
+            link.kick();
+        }
+        for thread in self.threads.drain(..) {
+            // The runner catches its shard's panics, so a thread that can't be joined has nothing left to say.
+            drop(thread.join());
+        }
+        for mut shard in self.take_shards() {
+            shard.close();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if self.controller.is_none() {
+            return;
+        }
+        let dirty = self.stats().dirty_pages;
+        if dirty > 0 {
+            tracing::warn!(dirty, "the engine was dropped without close: dirty pages are lost");
+        }
+        self.stop();
+    }
+}
+
+/// Divides the arena among shards and builds them.
+fn build_shards(controller: &Controller, options: &EngineOptions, count: usize) -> Result<Vec<Shard>> {
+    let frames = options.cache_bytes / PAGE_BYTES as u64 / count as u64;
+    debug_assert!(frames >= FRAMES_MIN);
+    let pages = |ns: &Namespace| (ns.blocks() * u64::from(ns.block_bytes())).div_ceil(PAGE_BYTES as u64);
+    let device_pages: u64 = controller.namespaces().iter().map(pages).sum();
+    // Of each mapping a shard may hold a stripe more than its share.
+    let local_pages = if count == 1 { device_pages } else { device_pages / count as u64 };
+    let background = frames * u64::from(options.dirty_background_percent) / 100;
+    let limits = ShardLimits {
+        pin_wait_ns: nanoseconds(options.pin_wait),
+        command_timeout_ns: nanoseconds(options.command_timeout),
+        flush_interval_ns: nanoseconds(options.flush_interval),
+        background_pages: background,
+    };
+    (0..count)
+        .map(|shard| {
+            let buffer = controller.arena().allocate(frames as usize * PAGE_BYTES);
+            let buffer = buffer.map_err(foliant_nvme::DriverError::from)?;
+            let cache = ShardCache::new(shard, FrameMemory::new(buffer), local_pages);
+            let (link, inbox) =
+                ShardLink::new(shard, cache.shared.clone(), options.requests_max, background as u32 + 1)?;
+            let queue = controller.queue_pair()?;
+            let watch = DeviceWatch::new(limits.command_timeout_ns);
+            Ok(Shard::new(link, inbox, cache, queue, limits.clone(), watch))
+        })
+        .collect()
+}
+
+/// Spawns the shards' threads, unless the caller drives.
+fn start(
+    shards: Vec<Shard>,
+    threads: &ShardThreads,
+    stop: &Arc<AtomicBool>,
+) -> Result<(Vec<JoinHandle<Shard>>, Vec<Shard>)> {
+    if *threads == ShardThreads::Manual {
+        return Ok((Vec::new(), shards));
+    }
+    let origin = Instant::now();
+    let spawn = |shard: Shard| {
+        let number = shard.number();
+        let core = match threads {
+            ShardThreads::Pinned(cores) => Some(core_affinity::CoreId { id: cores[number] }),
+            ShardThreads::Floating | ShardThreads::Manual => None,
+        };
+        let stop = stop.clone();
+        let body = move || {
+            if let Some(core) = core
+                && !core_affinity::set_for_current(core)
+            {
+                tracing::warn!(shard = number, core = core.id, "the shard's thread could not be pinned");
+            }
+            runner::run(shard, origin, &stop)
+        };
+        std::thread::Builder::new().name(format!("foliant-{number}")).spawn(body).map_err(|error| Error::Os {
+            what: "cannot start a shard's thread (raise the limit of processes)",
+            source: Arc::new(error),
+        })
+    };
+    let threads = shards.into_iter().map(spawn).collect::<Result<_>>()?;
+    Ok((threads, Vec::new()))
+}
+
+fn nanoseconds(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX / 2)
+}

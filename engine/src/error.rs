@@ -1,0 +1,160 @@
+//! What can go wrong, in the engine's terms.
+
+use foliant_nvme::{CommandError, DriverError};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What the engine was doing when the device refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Bringing a page into the cache.
+    Read,
+    /// Writing a dirty folio back.
+    Write,
+    /// Making completed writes durable.
+    Flush,
+    /// Zeroing a discarded range.
+    WriteZeroes,
+}
+
+impl std::fmt::Display for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Flush => "flush",
+            Self::WriteZeroes => "write zeroes",
+        })
+    }
+}
+
+/// An error of the engine. Cheap to clone: one event may have to be told to several callers.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The device answered a command with an error status, or stopped answering.
+    #[error("the device failed a {operation} at byte {offset} of the mapping: {source}")]
+    Device {
+        /// What was asked of the device.
+        operation: Operation,
+        /// First byte of the range concerned, from the mapping's start (0 for a flush).
+        offset: u64,
+        /// The device's status, intact.
+        #[source]
+        source: CommandError,
+    },
+    /// A flush failed earlier, so nobody knows which written pages are durable: the namespace takes no writes
+    /// until the engine is opened anew (WB-30).
+    #[error(
+        "namespace {namespace} has latched failed after a flush that failed ({source}): which completed writes are \
+         durable is unknown; close the engine, check the device, and open it again"
+    )]
+    NamespaceFailed {
+        /// The namespace's id.
+        namespace: u32,
+        /// What the flush ended with.
+        #[source]
+        source: CommandError,
+    },
+    /// A page couldn't be had because every frame stayed pinned, or dirty and unwritable, until the deadline.
+    #[error(
+        "no cache frame became free within {waited:?}: all {frames} frames of the shard are pinned, or dirty and not \
+         writable; release pins, or open the engine with a larger cache"
+    )]
+    CacheFull {
+        /// How long the request waited.
+        waited: Duration,
+        /// Frames of the shard.
+        frames: usize,
+    },
+    /// A holder kept a page pinned until the deadline of a request that needs it.
+    #[error(
+        "page {page} of the mapping stayed held by another pin for {waited:?}; release the pin that holds it"
+    )]
+    PinnedTooLong {
+        /// Page index within the mapping.
+        page: u64,
+        /// How long the request waited.
+        waited: Duration,
+    },
+    /// A byte range reaches outside its mapping.
+    #[error("bytes {offset}..{} lie outside the mapping of {len_bytes} bytes", offset.saturating_add(*count))]
+    OutOfRange {
+        /// First byte asked for.
+        offset: u64,
+        /// Bytes asked for.
+        count: u64,
+        /// Length of the mapping.
+        len_bytes: u64,
+    },
+    /// A mapping could not be opened as asked.
+    #[error("cannot open the mapping: {reason}")]
+    Mapping {
+        /// What is wrong and what helps.
+        reason: String,
+    },
+    /// An option has a value that can't be used.
+    #[error("{option} = {value}: {reason}")]
+    Option {
+        /// The option's name.
+        option: &'static str,
+        /// Its value.
+        value: String,
+        /// The limit, and what helps.
+        reason: String,
+    },
+    /// The device's URI can't be opened.
+    #[error("cannot open {uri:?}: {reason}")]
+    Uri {
+        /// The URI as given.
+        uri: String,
+        /// What is wrong and what helps.
+        reason: String,
+    },
+    /// The driver could not bring the controller up, or lost it.
+    #[error(transparent)]
+    Driver(Arc<DriverError>),
+    /// The engine, or the mapping, has been closed.
+    #[error("the engine or the mapping has been closed")]
+    Closed,
+    /// A shard stopped: its thread panicked, or its queue failed. What was dirty there is not written.
+    #[error("shard {shard} has failed: {reason}")]
+    ShardFailed {
+        /// The shard's number.
+        shard: usize,
+        /// Why.
+        reason: Arc<str>,
+    },
+    /// The operating system refused something at open.
+    #[error("{what}: {source}")]
+    Os {
+        /// What was tried.
+        what: &'static str,
+        /// The system's answer.
+        #[source]
+        source: Arc<std::io::Error>,
+    },
+}
+
+impl From<DriverError> for Error {
+    fn from(error: DriverError) -> Self {
+        Self::Driver(Arc::new(error))
+    }
+}
+
+impl From<Error> for std::io::Error {
+    fn from(error: Error) -> Self {
+        let kind = match &error {
+            Error::OutOfRange { .. } | Error::Mapping { .. } | Error::Option { .. } | Error::Uri { .. } => {
+                std::io::ErrorKind::InvalidInput
+            }
+            Error::CacheFull { .. } | Error::PinnedTooLong { .. } => std::io::ErrorKind::TimedOut,
+            Error::Closed => std::io::ErrorKind::NotConnected,
+            _ => std::io::ErrorKind::Other,
+        };
+        Self::new(kind, error)
+    }
+}
+
+/// The engine's results.
+pub type Result<T> = std::result::Result<T, Error>;

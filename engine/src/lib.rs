@@ -1,0 +1,58 @@
+//! Foliant: a userspace NVMe storage engine that a database embeds.
+//!
+//! A page cache with the writeback semantics of a kernel, on a polled NVMe driver, in one process: a hit is a
+//! memory access and two atomic operations, a flush is a batch of zero-copy commands in ascending order, and
+//! `sync` means what it says.
+//!
+//! ```
+//! use foliant::{Engine, EngineOptions, MappingOptions};
+//!
+//! # fn main() -> Result<(), foliant::Error> {
+//! let engine = Engine::open("emu:ram?size=64MiB", &EngineOptions::default())?;
+//! let mapping = engine.mapping(&MappingOptions::default())?;
+//!
+//! mapping.write_at(12_345, b"any offset, any length")?;
+//! {
+//!     let mut page = mapping.pin_mut(7)?; // exclusive, in place, dirty when released
+//!     page[..5].copy_from_slice(b"hello");
+//! }
+//! mapping.sync()?; // power may fail from here on: both writes are on the device
+//!
+//! let page = mapping.pin(7)?; // shared, in place, no copy
+//! assert_eq!(&page[..5], b"hello");
+//! drop(page);
+//! engine.close()
+//! # }
+//! ```
+//!
+//! # Where to read on
+//!
+//! [`Engine`] opens a device, [`Mapping`] is a range of it, [`PagePin`] and [`PagePinMut`] are pages in place. With
+//! the feature `redb`, `redb_storage` puts the redb database engine on a mapping. How it works inside is told
+//! by `ARCHITECTURE.md`.
+
+mod cache;
+mod device;
+mod engine;
+mod error;
+mod mapping;
+mod options;
+mod pin;
+mod primitives;
+#[cfg(feature = "redb")]
+pub mod redb_storage;
+mod reply;
+mod shard;
+mod stats;
+mod table;
+mod writeback;
+
+pub use cache::frames::PAGE_BYTES;
+pub use engine::Engine;
+pub use error::{Error, Operation, Result};
+pub use foliant_nvme::{ArenaBacking, CommandError, ControllerIdentity, Iova, Lba, Namespace};
+pub use mapping::{Mapping, MappingOptions};
+pub use options::{EngineOptions, Hugepages, ShardThreads};
+pub use pin::{PagePin, PagePinMut};
+pub use shard::{Shard, Step};
+pub use stats::EngineStats;

@@ -1,0 +1,572 @@
+//! Mappings: a range of a namespace as bytes and pages in the cache.
+
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+
+use crate::cache::errseq::ErrorCursor;
+use crate::cache::folio::FrameId;
+use crate::cache::frames::PAGE_BYTES;
+use crate::engine::EngineInner;
+use crate::error::{Error, Result};
+use crate::pin::{PagePin, PagePinMut};
+use crate::reply::{GRANTS_MAX, Grants, block_on};
+use crate::shard::link::{RequestFuture, ShardLink};
+use crate::shard::open::OpenMapping;
+use crate::shard::request::{Request, Want};
+
+const PAGE: u64 = PAGE_BYTES as u64;
+
+/// Which part of the device a mapping covers.
+#[derive(Clone, Debug)]
+pub struct MappingOptions {
+    /// Namespace id; namespaces count from 1.
+    pub namespace: u32,
+    /// First byte within the namespace; a multiple of its block size.
+    pub start_bytes: u64,
+    /// Length in bytes, a multiple of the block size; `None` for the rest of the namespace.
+    pub len_bytes: Option<u64>,
+}
+
+impl Default for MappingOptions {
+    fn default() -> Self {
+        Self { namespace: 1, start_bytes: 0, len_bytes: None }
+    }
+}
+
+/// A handle of an open mapping: a range of a namespace, read and written through the page cache.
+///
+/// Handles are cheap; every clone is a handle of its own and is told of each writeback error once (WB-23). All
+/// methods may be called from any thread at once. Reads and writes of one page are atomic to each other; a call
+/// over several pages is not one unit.
+///
+/// What is written is in the cache, and on the device some time later; [`sync`](Self::sync) waits until it is
+/// durable. Each blocking method has an `_async` twin that works on any executor.
+#[derive(Debug)]
+pub struct Mapping {
+    engine: Arc<EngineInner>,
+    open: Arc<OpenMapping>,
+    told: ErrorCursor,
+}
+
+impl Clone for Mapping {
+    fn clone(&self) -> Self {
+        self.engine.table.add_handle(&self.open);
+        Self::new(self.engine.clone(), self.open.clone())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        self.engine.table.drop_handle(&self.open);
+    }
+}
+
+impl Mapping {
+    pub(crate) fn new(engine: Arc<EngineInner>, open: Arc<OpenMapping>) -> Self {
+        let told = open.errors.sample();
+        Self { engine, open, told }
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
+    pub fn len(&self) -> u64 {
+        self.open.shape.len_bytes
+    }
+
+    /// Number of pages; the last may be shorter than 4096 bytes.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.open.shape.pages()
+    }
+
+    /// Reads `buf.len()` bytes from byte `offset` on. Bytes that were never written read as the device has them.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; [`Error::Device`] when the device can't read a page (`buf` is then in part
+    /// changed); [`Error::CacheFull`] and [`Error::PinnedTooLong`] when others hold what is needed.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.check_range(offset, buf.len())?;
+        let done = self.read_hits(offset, buf);
+        if done == buf.len() { Ok(()) } else { block_on(self.read_rest(offset, buf, done)) }
+    }
+
+    /// As [`read_at`](Self::read_at), without blocking the thread.
+    ///
+    /// # Errors
+    /// As `read_at`.
+    pub async fn read_at_async(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.check_range(offset, buf.len())?;
+        let done = self.read_hits(offset, buf);
+        self.read_rest(offset, buf, done).await
+    }
+
+    /// Writes `data` from byte `offset` on, into the cache.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; [`Error::Device`] when a page that is overwritten in part can't be read;
+    /// [`Error::NamespaceFailed`] after a failed flush; [`Error::CacheFull`] and [`Error::PinnedTooLong`] when
+    /// others hold what is needed. After an error a prefix of `data` may have been written.
+    pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.check_write(offset, data.len())?;
+        let done = self.write_hits(offset, data);
+        if done == data.len() { Ok(()) } else { block_on(self.write_rest(offset, data, done)) }
+    }
+
+    /// As [`write_at`](Self::write_at), without blocking the thread. Dropping the future midway leaves a prefix
+    /// of `data` written.
+    ///
+    /// # Errors
+    /// As `write_at`.
+    pub async fn write_at_async(&self, offset: u64, data: &[u8]) -> Result<()> {
+        self.check_write(offset, data.len())?;
+        let done = self.write_hits(offset, data);
+        self.write_rest(offset, data, done).await
+    }
+
+    /// Pins a page for reading in place. A hit costs two atomic operations and no lock.
+    ///
+    /// Holding a pin and asking for [`pin_mut`](Self::pin_mut) of the same page in one thread waits for itself,
+    /// until the engine's `pin_wait` ends it with an error.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at).
+    #[inline]
+    pub fn pin(&self, page: u64) -> Result<PagePin<'_>> {
+        self.check_page(page)?;
+        match self.try_pin(page) {
+            Some(pin) => {
+                pin.link.hits.read();
+                Ok(pin)
+            }
+            None => block_on(self.pin_slow(page)),
+        }
+    }
+
+    /// As [`pin`](Self::pin), without blocking the thread.
+    ///
+    /// # Errors
+    /// As `pin`.
+    pub async fn pin_async(&self, page: u64) -> Result<PagePin<'_>> {
+        self.check_page(page)?;
+        match self.try_pin(page) {
+            Some(pin) => Ok(pin),
+            None => self.pin_slow(page).await,
+        }
+    }
+
+    /// Pins a page exclusively, for changing it in place; it is dirty when the pin is released after a change.
+    ///
+    /// # Errors
+    /// As [`write_at`](Self::write_at).
+    #[inline]
+    pub fn pin_mut(&self, page: u64) -> Result<PagePinMut<'_>> {
+        self.check_page(page)?;
+        self.open.durability.check()?;
+        match self.try_pin_mut(page) {
+            Some(pin) => {
+                pin.link.hits.write();
+                Ok(pin)
+            }
+            None => block_on(self.pin_mut_slow(page)),
+        }
+    }
+
+    /// As [`pin_mut`](Self::pin_mut), without blocking the thread.
+    ///
+    /// # Errors
+    /// As `pin_mut`.
+    pub async fn pin_mut_async(&self, page: u64) -> Result<PagePinMut<'_>> {
+        self.check_page(page)?;
+        self.open.durability.check()?;
+        match self.try_pin_mut(page) {
+            Some(pin) => Ok(pin),
+            None => self.pin_mut_slow(page).await,
+        }
+    }
+
+    /// Makes everything durable that was written before the call: when it returns `Ok`, power may fail.
+    ///
+    /// # Errors
+    /// [`Error::Device`] when a page couldn't be written, now or in the background since this handle's last
+    /// sync; the page stays dirty and the next sync tries again. [`Error::NamespaceFailed`] when the device's
+    /// flush failed, now or ever since open. [`Error::PinnedTooLong`] when somebody kept a dirty page
+    /// exclusively pinned.
+    pub fn sync(&self) -> Result<()> {
+        block_on(self.sync_range_async(0..self.len()))
+    }
+
+    /// As [`sync`](Self::sync), without blocking the thread.
+    ///
+    /// # Errors
+    /// As `sync`.
+    pub async fn sync_async(&self) -> Result<()> {
+        self.sync_range_async(0..self.len()).await
+    }
+
+    /// Makes the pages of a byte range durable.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync), and [`Error::OutOfRange`].
+    pub fn sync_range(&self, range: Range<u64>) -> Result<()> {
+        block_on(self.sync_range_async(range))
+    }
+
+    /// As [`sync_range`](Self::sync_range), without blocking the thread.
+    ///
+    /// # Errors
+    /// As `sync_range`.
+    pub async fn sync_range_async(&self, range: Range<u64>) -> Result<()> {
+        self.check_open()?;
+        let pages = self.pages_of(range)?;
+        let durability = &self.open.durability;
+        durability.check()?;
+        let slot = self.open.shape.slot;
+        // A shard without DIRTY or WRITEBACK pages of this mapping has nothing to say.
+        let concerned = |link: &ShardLink| link.cache.marked[slot as usize].any();
+        let request = || Request::Sync { mapping: slot, pages: pages.clone() };
+        let written = self.ask_shards(concerned, request).await;
+        // Only now the flush: it covers what has completed before it is submitted (WB-29).
+        let durable = match &written {
+            Ok(()) if !durability.is_settled() => self.commit().await,
+            Ok(()) => durability.check(),
+            Err(_) => Ok(()),
+        };
+        let earlier = self.open.errors.check_and_advance(&self.told);
+        written.and(durable).and(earlier.map_or(Ok(()), Err))
+    }
+
+    /// Throws away what a byte range holds: afterwards it reads as zeros, and the device may reuse the space.
+    /// Durable after the next sync. Waits for writeback of what it removes (WB-26).
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`]; [`Error::Device`]; [`Error::PinnedTooLong`] when somebody keeps a page of the range
+    /// pinned. After an error parts of the range may be zeroed.
+    pub fn discard(&self, range: Range<u64>) -> Result<()> {
+        block_on(self.discard_async(range))
+    }
+
+    /// As [`discard`](Self::discard), without blocking the thread.
+    ///
+    /// # Errors
+    /// As `discard`.
+    pub async fn discard_async(&self, range: Range<u64>) -> Result<()> {
+        self.check_open()?;
+        self.open.durability.check()?;
+        let pages = self.pages_of(range.clone())?;
+        // Whole pages go; the ends that are parts of pages are overwritten.
+        let first_whole = range.start.div_ceil(PAGE);
+        let end_whole = if range.end == self.len() { pages.end } else { range.end / PAGE };
+        let slot = self.open.shape.slot;
+        if first_whole < end_whole {
+            let whole = first_whole..end_whole;
+            let request = || Request::Discard { mapping: slot, pages: whole.clone() };
+            self.ask_shards(|_| true, request).await?;
+        }
+        let zeros = [0; PAGE_BYTES];
+        let head = range.start..range.end.min(first_whole * PAGE);
+        let tail = range.start.max(end_whole * PAGE)..range.end;
+        // Within one page head and tail are the same bytes.
+        for part in if first_whole > end_whole { [range.clone(), 0..0] } else { [head, tail] } {
+            if part.start < part.end {
+                self.write_at_async(part.start, &zeros[..(part.end - part.start) as usize]).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Syncs, then drops the mapping's pages from the cache. Other handles of it get [`Error::Closed`] from then
+    /// on. (Dropping handles instead leaves the pages cached; they are written in the background.)
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync); the mapping stays open then, so that nothing dirty is thrown away.
+    pub fn close(self) -> Result<()> {
+        block_on(self.close_async())
+    }
+
+    async fn close_async(&self) -> Result<()> {
+        self.sync_async().await?;
+        let slot = self.open.shape.slot;
+        self.open.closed.store(true, Ordering::SeqCst);
+        let closed = self.ask_shards(|_| true, || Request::Close { mapping: slot }).await;
+        if closed.is_err() {
+            self.open.closed.store(false, Ordering::SeqCst);
+        }
+        closed
+    }
+
+    // ---- hits -------------------------------------------------------------------------------------------
+
+    #[inline]
+    fn link(&self, page: u64) -> &ShardLink {
+        &self.engine.links[self.open.shape.striping.shard_of(page)]
+    }
+
+    #[inline]
+    fn try_pin(&self, page: u64) -> Option<PagePin<'_>> {
+        let (link, key) = (self.link(page), self.open.shape.key(page));
+        let frame = link.cache.index.find(&link.cache.headers, key)?;
+        match link.cache.folio(frame).try_pin(key) {
+            Ok(()) => Some(self.shared_pin(link, page, frame)),
+            Err(released) => {
+                link.after_release(released);
+                None
+            }
+        }
+    }
+
+    #[inline]
+    fn try_pin_mut(&self, page: u64) -> Option<PagePinMut<'_>> {
+        let (link, key) = (self.link(page), self.open.shape.key(page));
+        let frame = link.cache.index.find(&link.cache.headers, key)?;
+        match link.cache.folio(frame).try_exclusive(key) {
+            Ok(()) => Some(self.exclusive_pin(link, page, frame)),
+            Err(released) => {
+                link.after_release(released);
+                None
+            }
+        }
+    }
+
+    fn shared_pin<'a>(&self, link: &'a ShardLink, page: u64, frame: FrameId) -> PagePin<'a> {
+        PagePin { link, frame, len_bytes: self.open.shape.page_bytes(page) as usize }
+    }
+
+    fn exclusive_pin<'a>(&'a self, link: &'a ShardLink, page: u64, frame: FrameId) -> PagePinMut<'a> {
+        let len_bytes = self.open.shape.page_bytes(page) as usize;
+        PagePinMut { link, shape: &self.open.shape, frame, len_bytes, changed: false }
+    }
+
+    /// Copies cached pages out, up to the first that isn't to be had at once; returns how many bytes.
+    #[inline]
+    fn read_hits(&self, offset: u64, buf: &mut [u8]) -> usize {
+        let mut done = 0;
+        while done < buf.len() {
+            let (page, within) = split(offset + done as u64);
+            let Some(pin) = self.try_pin(page) else { break };
+            let count = (PAGE_BYTES - within).min(buf.len() - done);
+            buf[done..done + count].copy_from_slice(&pin[within..within + count]);
+            pin.link.hits.read();
+            done += count;
+        }
+        done
+    }
+
+    /// Copies into cached pages, up to the first that isn't to be had at once; returns how many bytes.
+    #[inline]
+    fn write_hits(&self, offset: u64, data: &[u8]) -> usize {
+        let mut done = 0;
+        while done < data.len() {
+            let (page, within) = split(offset + done as u64);
+            let Some(mut pin) = self.try_pin_mut(page) else { break };
+            let count = (PAGE_BYTES - within).min(data.len() - done);
+            pin[within..within + count].copy_from_slice(&data[done..done + count]);
+            pin.link.hits.write();
+            done += count;
+        }
+        done
+    }
+
+    // ---- misses and waits -------------------------------------------------------------------------------
+
+    async fn pin_slow(&self, page: u64) -> Result<PagePin<'_>> {
+        let (link, frame) = self.acquire(page, Want::Shared).await?;
+        Ok(self.shared_pin(link, page, frame))
+    }
+
+    async fn pin_mut_slow(&self, page: u64) -> Result<PagePinMut<'_>> {
+        let (link, frame) = self.acquire(page, Want::Exclusive).await?;
+        Ok(self.exclusive_pin(link, page, frame))
+    }
+
+    /// One page, held as wanted.
+    async fn acquire(&self, page: u64, want: Want) -> Result<(&ShardLink, FrameId)> {
+        let link = self.link(page);
+        let grants = self.request_pages(link, page, 1, want).await?;
+        let (_, frame) = grants.iter().next().expect("a request for one page is granted or fails");
+        Ok((link, frame))
+    }
+
+    fn request_pages<'a>(
+        &self,
+        link: &'a ShardLink,
+        first: u64,
+        count: u32,
+        want: Want,
+    ) -> RequestFuture<'a> {
+        link.request(Request::Pages { mapping: self.open.shape.slot, first, count, want })
+    }
+
+    /// Pages from `first` on, up to `end`, that one request may name.
+    fn request_count(&self, first: u64, end: u64) -> u32 {
+        let stripe_end = self.open.shape.striping.run_end(first);
+        (end.min(stripe_end) - first).min(GRANTS_MAX as u64).min(self.engine.request_pages_max) as u32
+    }
+
+    async fn read_rest(&self, offset: u64, buf: &mut [u8], mut done: usize) -> Result<()> {
+        let end = (offset + buf.len() as u64).div_ceil(PAGE);
+        while done < buf.len() {
+            let (first, _) = split(offset + done as u64);
+            let link = self.link(first);
+            let grants = self.request_pages(link, first, self.request_count(first, end), Want::Fill).await?;
+            // Everything that was granted is copied and released before anything else is waited for.
+            let mut covered = 0;
+            for (position, frame) in grants.iter() {
+                let page = first + position as u64;
+                let pin = self.shared_pin(link, page, frame);
+                let (from, to, within) = overlap(page, offset, buf.len(), pin.len());
+                buf[from..to].copy_from_slice(&pin[within..within + to - from]);
+                if position == covered {
+                    covered += 1;
+                    done = to;
+                }
+            }
+            if covered == 0 {
+                // It was there, or came meanwhile, but couldn't be had at once: wait for its holder.
+                let pin = self.pin_slow(first).await?;
+                let (from, to, within) = overlap(first, offset, buf.len(), pin.len());
+                buf[from..to].copy_from_slice(&pin[within..within + to - from]);
+                done = to;
+            }
+            done += self.read_hits(offset + done as u64, &mut buf[done..]);
+        }
+        Ok(())
+    }
+
+    async fn write_rest(&self, offset: u64, data: &[u8], mut done: usize) -> Result<()> {
+        let data_end = offset + data.len() as u64;
+        // Pages before this one are covered to their end.
+        let whole_end = if data_end == self.len() { self.pages() } else { data_end / PAGE };
+        while done < data.len() {
+            let (first, within) = split(offset + done as u64);
+            let link = self.link(first);
+            let mut covered = 0;
+            if within == 0 && first < whole_end {
+                let count = self.request_count(first, whole_end);
+                let grants = self.request_pages(link, first, count, Want::Create).await?;
+                covered = self.fill_created(link, first, &grants, offset, data);
+                done = ((first + covered as u64) * PAGE - offset).min(data.len() as u64) as usize;
+            }
+            if covered == 0 {
+                let mut pin = self.pin_mut_slow(first).await?;
+                let (from, to, within) = overlap(first, offset, data.len(), pin.len());
+                // The first page may be written from its middle, and an earlier part may be done already.
+                let skip = done - from;
+                pin[within + skip..within + to - from].copy_from_slice(&data[done..to]);
+                drop(pin);
+                done = to;
+            }
+            done += self.write_hits(offset + done as u64, &data[done..]);
+        }
+        Ok(())
+    }
+
+    /// Fills pages that were made for this write; returns how many of them follow `first` without a gap.
+    fn fill_created(&self, link: &ShardLink, first: u64, grants: &Grants, offset: u64, data: &[u8]) -> usize {
+        let mut covered = 0;
+        for (position, frame) in grants.iter() {
+            let page = first + position as u64;
+            let mut pin = self.exclusive_pin(link, page, frame);
+            let from = (page * PAGE - offset) as usize;
+            let count = pin.len();
+            pin.copy_from_slice(&data[from..from + count]);
+            if position == covered {
+                covered += 1;
+            }
+        }
+        covered
+    }
+
+    // ---- all shards -------------------------------------------------------------------------------------
+
+    /// Sends a request to every shard concerned at once, waits for all, and returns the first error.
+    async fn ask_shards(
+        &self,
+        concerned: impl Fn(&ShardLink) -> bool,
+        request: impl Fn() -> Request,
+    ) -> Result<()> {
+        if let [link] = &*self.engine.links {
+            return if concerned(link) { link.request(request()).await.map(drop) } else { Ok(()) };
+        }
+        let links = self.engine.links.iter().filter(|link| concerned(link));
+        let mut pending: Vec<RequestFuture<'_>> = links.map(|link| link.request(request())).collect();
+        let mut result = Ok(());
+        std::future::poll_fn(|context| {
+            pending.retain_mut(|future| match std::pin::Pin::new(future).poll(context) {
+                Poll::Pending => true,
+                Poll::Ready(reply) => {
+                    if let (Err(error), Ok(())) = (reply, &result) {
+                        result = Err(error);
+                    }
+                    false
+                }
+            });
+            if pending.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        result
+    }
+
+    async fn commit(&self) -> Result<()> {
+        let namespace = self.open.shape.namespace.id();
+        // All commits of a namespace meet in one shard, to share flushes.
+        let link = &self.engine.links[namespace as usize % self.engine.links.len()];
+        link.request(Request::Commit { namespace }).await.map(drop)
+    }
+
+    // ---- checks -----------------------------------------------------------------------------------------
+
+    #[inline]
+    fn check_open(&self) -> Result<()> {
+        if self.open.closed.load(Ordering::Relaxed) { Err(Error::Closed) } else { Ok(()) }
+    }
+
+    #[inline]
+    fn check_range(&self, offset: u64, count: usize) -> Result<()> {
+        self.check_open()?;
+        match offset.checked_add(count as u64) {
+            Some(end) if end <= self.len() => Ok(()),
+            _ => Err(Error::OutOfRange { offset, count: count as u64, len_bytes: self.len() }),
+        }
+    }
+
+    #[inline]
+    fn check_write(&self, offset: u64, count: usize) -> Result<()> {
+        self.check_range(offset, count)?;
+        self.open.durability.check()
+    }
+
+    #[inline]
+    fn check_page(&self, page: u64) -> Result<()> {
+        self.check_open()?;
+        if page < self.pages() {
+            return Ok(());
+        }
+        Err(Error::OutOfRange { offset: page.saturating_mul(PAGE), count: PAGE, len_bytes: self.len() })
+    }
+
+    fn pages_of(&self, range: Range<u64>) -> Result<Range<u64>> {
+        if range.start > range.end || range.end > self.len() {
+            let count = range.end.saturating_sub(range.start);
+            return Err(Error::OutOfRange { offset: range.start, count, len_bytes: self.len() });
+        }
+        Ok(range.start / PAGE..range.end.div_ceil(PAGE))
+    }
+}
+
+/// Page and byte within the page.
+#[inline]
+fn split(offset: u64) -> (u64, usize) {
+    (offset / PAGE, (offset % PAGE) as usize)
+}
+
+/// Where `page` (of `page_bytes` bytes) and a buffer of `len` bytes at `offset` overlap: the buffer's range, and
+/// where that begins within the page.
+fn overlap(page: u64, offset: u64, len: usize, page_bytes: usize) -> (usize, usize, usize) {
+    let start = (page * PAGE).max(offset);
+    let end = (page * PAGE + page_bytes as u64).min(offset + len as u64);
+    ((start - offset) as usize, (end - offset) as usize, (start - page * PAGE) as usize)
+}

@@ -1,0 +1,94 @@
+//! Pins: direct access to a page in the cache.
+
+use std::ops::{Deref, DerefMut};
+
+use crate::cache::folio::FrameId;
+use crate::cache::shape::MappingShape;
+use crate::shard::link::ShardLink;
+
+/// A page held shared: its bytes can be read in place, and it stays where it is. Others may hold it shared too,
+/// and it may be written back meanwhile; nobody can change it. Dropping releases it.
+///
+/// The bytes are those of the page that exist in the mapping: 4096, fewer for a last page that isn't whole.
+#[derive(Debug)]
+#[must_use = "a pin that is dropped at once pins nothing"]
+pub struct PagePin<'a> {
+    pub(crate) link: &'a ShardLink,
+    pub(crate) frame: FrameId,
+    pub(crate) len_bytes: usize,
+}
+
+impl Deref for PagePin<'_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the shared pin keeps the frame's folio up to date, in place, and free of exclusive holders
+        // and device writes until `drop` (folio state word, invariants 1 and 2).
+        #[expect(unsafe_code, reason = "a pinned frame is readable memory")]
+        unsafe {
+            std::slice::from_raw_parts(self.link.cache.frames.address(self.frame).as_ptr(), self.len_bytes)
+        }
+    }
+}
+
+impl Drop for PagePin<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        let released = self.link.cache.folio(self.frame).unpin();
+        self.link.after_release(released);
+    }
+}
+
+/// A page held exclusively: its bytes can be changed in place. If they were borrowed mutably, dropping the pin
+/// marks the page dirty, also while a panic unwinds: the page then holds what was written until that point.
+#[derive(Debug)]
+#[must_use = "a pin that is dropped at once pins nothing"]
+pub struct PagePinMut<'a> {
+    pub(crate) link: &'a ShardLink,
+    pub(crate) shape: &'a MappingShape,
+    pub(crate) frame: FrameId,
+    pub(crate) len_bytes: usize,
+    pub(crate) changed: bool,
+}
+
+impl Deref for PagePinMut<'_> {
+    type Target = [u8];
+
+    #[inline]
+    fn deref(&self) -> &[u8] {
+        // SAFETY: exclusive possession: nobody else reads or writes the frame until `drop`.
+        #[expect(unsafe_code, reason = "an exclusively held frame is this holder's memory")]
+        unsafe {
+            std::slice::from_raw_parts(self.link.cache.frames.address(self.frame).as_ptr(), self.len_bytes)
+        }
+    }
+}
+
+impl DerefMut for PagePinMut<'_> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        self.changed = true;
+        // SAFETY: exclusive possession: nobody else reads or writes the frame until `drop`, and `&mut self`
+        // makes this the only slice.
+        #[expect(unsafe_code, reason = "an exclusively held frame is this holder's memory")]
+        unsafe {
+            std::slice::from_raw_parts_mut(
+                self.link.cache.frames.address(self.frame).as_ptr(),
+                self.len_bytes,
+            )
+        }
+    }
+}
+
+impl Drop for PagePinMut<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        if self.changed {
+            self.link.release_dirty(self.frame, self.shape);
+        } else {
+            let released = self.link.cache.folio(self.frame).release_exclusive_unchanged();
+            self.link.after_release(released);
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! How a shard answers: reply slots, fixed in number, and the future that waits on one.
+//!
+//! A request takes a slot, sends its message, and waits; the shard writes the answer into the slot and wakes it.
+//! Nothing is allocated a request. A future that is dropped before its answer came leaves the slot to the
+//! shard, which gives back whatever it had granted.
+
+use std::cell::UnsafeCell;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+
+use crate::cache::folio::FrameId;
+use crate::error::Result;
+
+/// Pages that one request can ask for: what a `read_at` brings in with one message.
+pub(crate) const GRANTS_MAX: usize = 32;
+
+const FREE: u32 = 0;
+const PENDING: u32 = 1;
+const DONE: u32 = 2;
+const ABANDONED: u32 = 3;
+
+/// Index of a reply slot within its shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct SlotId(pub u32);
+
+/// How the frames of a reply are held for the requester.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// A shared pin each.
+    Shared,
+    /// Exclusively, and perhaps not yet filled.
+    Exclusive,
+}
+
+/// The folios that a shard granted: each is held for the requester, who releases it.
+#[derive(Clone, Debug)]
+pub(crate) struct Grants {
+    pub hold: Hold,
+    /// Bit *i* set: `frames[i]` is granted for page `first + i` of the request.
+    pub mask: u32,
+    pub frames: [FrameId; GRANTS_MAX],
+}
+
+impl Grants {
+    pub(crate) fn none() -> Self {
+        Self { hold: Hold::Shared, mask: 0, frames: [FrameId(0); GRANTS_MAX] }
+    }
+
+    pub(crate) fn add(&mut self, position: usize, frame: FrameId) {
+        self.mask |= 1 << position;
+        self.frames[position] = frame;
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, FrameId)> + '_ {
+        (0..GRANTS_MAX).filter(|i| self.mask >> i & 1 != 0).map(|i| (i, self.frames[i]))
+    }
+}
+
+/// A shard's answer.
+pub(crate) type Reply = Result<Grants>;
+
+#[derive(Debug)]
+struct ReplySlot {
+    state: AtomicU32,
+    waker: Mutex<Option<Waker>>,
+    reply: UnsafeCell<Option<Reply>>,
+}
+
+// SAFETY: `reply` is written by the shard while the slot is PENDING or ABANDONED and read by the requester after
+// it has seen DONE; `state` orders the two.
+#[expect(unsafe_code, reason = "the slot's state word passes the reply from the shard to the requester")]
+unsafe impl Sync for ReplySlot {}
+
+/// The reply slots of one shard.
+#[derive(Debug)]
+pub(crate) struct ReplySlots {
+    slots: Box<[ReplySlot]>,
+    free: (Sender<u32>, Receiver<u32>),
+}
+
+impl ReplySlots {
+    pub(crate) fn new(count: usize) -> Self {
+        let (sender, receiver) = bounded(count);
+        for index in 0..count as u32 {
+            sender.send(index).expect("the channel holds all slots");
+        }
+        let slot = || ReplySlot {
+            state: AtomicU32::new(FREE),
+            waker: Mutex::new(None),
+            reply: UnsafeCell::new(None),
+        };
+        Self { slots: (0..count).map(|_| slot()).collect(), free: (sender, receiver) }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Takes a free slot, PENDING from now on; `None` when all are in use.
+    pub(crate) fn acquire(&self) -> Option<SlotId> {
+        let index = self.free.1.try_recv().ok()?;
+        self.slots[index as usize].state.store(PENDING, Ordering::Relaxed);
+        Some(SlotId(index))
+    }
+
+    fn release(&self, slot: SlotId) {
+        let at = &self.slots[slot.0 as usize];
+        *at.waker.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        at.state.store(FREE, Ordering::Relaxed);
+        self.free.0.try_send(slot.0).expect("a slot is released once");
+    }
+
+    /// Frees a slot whose message was never sent.
+    pub(crate) fn abandon_unsent(&self, slot: SlotId) {
+        self.release(slot);
+    }
+
+    /// The shard's side: answers. Hands the reply back when nobody waits for it any more, so that the shard
+    /// takes back what it granted.
+    pub(crate) fn answer(&self, slot: SlotId, reply: Reply) -> Option<Reply> {
+        let at = &self.slots[slot.0 as usize];
+        // SAFETY: the slot is PENDING or ABANDONED: the requester doesn't touch the cell before it sees DONE.
+        #[expect(unsafe_code, reason = "the shard owns the cell until it publishes DONE")]
+        unsafe {
+            *at.reply.get() = Some(reply);
+        }
+        if at.state.swap(DONE, Ordering::AcqRel) == ABANDONED {
+            let reply = self.take(slot);
+            self.release(slot);
+            return reply;
+        }
+        let waker = at.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        None
+    }
+
+    /// Takes the reply out of a slot that is DONE.
+    fn take(&self, slot: SlotId) -> Option<Reply> {
+        // SAFETY: callers have seen DONE (the requester) or own the abandoned slot (the shard).
+        #[expect(unsafe_code, reason = "after DONE the cell belongs to who waits")]
+        unsafe {
+            (*self.slots[slot.0 as usize].reply.get()).take()
+        }
+    }
+
+    /// Polls a slot; on DONE the reply is taken and the slot is free again.
+    pub(crate) fn poll(&self, slot: SlotId, waker: &Waker) -> Poll<Reply> {
+        let at = &self.slots[slot.0 as usize];
+        if at.state.load(Ordering::Acquire) != DONE {
+            *at.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+            // The shard may have answered before the waker was there.
+            if at.state.load(Ordering::Acquire) != DONE {
+                return Poll::Pending;
+            }
+        }
+        let reply = self.take(slot).expect("a done slot has a reply");
+        self.release(slot);
+        Poll::Ready(reply)
+    }
+
+    /// Gives up waiting. A reply that has come already is handed back for its grants to be released.
+    pub(crate) fn abandon(&self, slot: SlotId) -> Option<Reply> {
+        let at = &self.slots[slot.0 as usize];
+        if at.state.compare_exchange(PENDING, ABANDONED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            return None;
+        }
+        let reply = self.take(slot);
+        self.release(slot);
+        reply
+    }
+}
+
+/// Wakes a thread that waits in [`block_on`].
+struct ThreadWaker {
+    thread: std::thread::Thread,
+    woken: AtomicU32,
+}
+
+impl Wake for ThreadWaker {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.woken.store(1, Ordering::Release);
+        self.thread.unpark();
+    }
+}
+
+/// Polls of the wake flag before a waiting thread parks: a few microseconds, the time of a miss on a fast device.
+const SPINS: u32 = 2_000;
+
+thread_local! {
+    static WAKER: (Arc<ThreadWaker>, Waker) = {
+        let thread = Arc::new(ThreadWaker { thread: std::thread::current(), woken: AtomicU32::new(0) });
+        (thread.clone(), Waker::from(thread))
+    };
+}
+
+/// Runs a future on this thread: spins a little, then parks. Allocates once a thread.
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = std::pin::pin!(future);
+    WAKER.with(|(thread, waker)| {
+        let mut context = Context::from_waker(waker);
+        loop {
+            thread.woken.store(0, Ordering::Relaxed);
+            if let Poll::Ready(output) = Pin::as_mut(&mut future).poll(&mut context) {
+                return output;
+            }
+            let mut spins = 0;
+            while thread.woken.load(Ordering::Acquire) == 0 {
+                if spins < SPINS {
+                    spins += 1;
+                    std::hint::spin_loop();
+                } else {
+                    std::thread::park();
+                }
+            }
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+
+    #[test]
+    fn an_answer_reaches_who_waits_and_frees_the_slot() {
+        let slots = ReplySlots::new(1);
+        let slot = slots.acquire().unwrap();
+        assert!(slots.acquire().is_none(), "bounded");
+        assert!(slots.poll(slot, Waker::noop()).is_pending());
+        assert!(slots.answer(slot, Ok(Grants::none())).is_none());
+        assert!(slots.poll(slot, Waker::noop()).is_ready());
+        assert!(slots.acquire().is_some());
+    }
+
+    #[test]
+    fn an_abandoned_request_hands_its_grants_back_to_the_shard() {
+        let slots = ReplySlots::new(1);
+        let slot = slots.acquire().unwrap();
+        assert!(slots.abandon(slot).is_none());
+        let mut grants = Grants::none();
+        grants.add(3, FrameId(9));
+        let back = slots.answer(slot, Ok(grants)).expect("nobody waits").unwrap();
+        assert_eq!(back.iter().collect::<Vec<_>>(), [(3, FrameId(9))]);
+        assert!(slots.acquire().is_some(), "the slot is free again");
+    }
+
+    #[test]
+    fn a_reply_that_came_before_the_request_was_dropped_is_handed_back_to_the_dropper() {
+        let slots = ReplySlots::new(1);
+        let slot = slots.acquire().unwrap();
+        slots.answer(slot, Err(Error::Closed));
+        assert!(slots.abandon(slot).is_some());
+        assert!(slots.acquire().is_some());
+    }
+
+    #[test]
+    fn block_on_parks_until_another_thread_answers() {
+        let slots = Arc::new(ReplySlots::new(1));
+        let slot = slots.acquire().unwrap();
+        let other = {
+            let slots = slots.clone();
+            std::thread::spawn(move || slots.answer(slot, Err(Error::Closed)).is_none())
+        };
+        let reply = block_on(std::future::poll_fn(|context| slots.poll(slot, context.waker())));
+        assert!(matches!(reply, Err(Error::Closed)));
+        assert!(other.join().unwrap());
+    }
+}

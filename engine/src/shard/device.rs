@@ -1,0 +1,219 @@
+//! Between a shard and its queue pair: reads go in, completions come out, and a device that has stopped
+//! answering is noticed.
+
+use foliant_nvme::{CommandError, Completion, Io, SubmitError};
+
+use super::payload::{FolioRun, PayloadKind, ShardPayload};
+use super::{COMPLETION_BUDGET, Shard};
+use crate::cache::frames::PAGE_BYTES;
+use crate::error::{Error, Operation};
+use crate::stats::bump;
+
+/// Ticks that a command may stay with the device.
+const TICKS_MAX: u64 = 32;
+/// Ticks that are told apart.
+const TICKS: usize = 2 * TICKS_MAX as usize;
+
+/// Notices commands that never complete, without a list of commands: it counts those of each *tick*, a 32nd
+/// of the time limit, and a command carries the tick in which it was submitted.
+#[derive(Debug)]
+pub(crate) struct DeviceWatch {
+    tick_ns: u64,
+    tick: u64,
+    in_flight: [u32; TICKS],
+}
+
+impl DeviceWatch {
+    pub(crate) fn new(command_timeout_ns: u64) -> Self {
+        Self { tick_ns: (command_timeout_ns / TICKS_MAX).max(1), tick: 0, in_flight: [0; TICKS] }
+    }
+
+    /// The tick of now, as commands carry it.
+    pub(crate) fn epoch(&self) -> u8 {
+        (self.tick % TICKS as u64) as u8
+    }
+
+    /// A command was submitted in this tick.
+    pub(crate) fn submitted(&mut self) {
+        self.in_flight[usize::from(self.epoch())] += 1;
+    }
+
+    fn completed(&mut self, epoch: u8) {
+        self.in_flight[usize::from(epoch)] -= 1;
+    }
+
+    /// Moves on to the tick of `now_ns`; true when a command has outlived its limit.
+    fn advance(&mut self, now_ns: u64) -> bool {
+        let now = now_ns / self.tick_ns;
+        // Ticks in which nobody looked are skipped one by one, at most a round: what is old is old then.
+        self.tick = self.tick.max(now.saturating_sub(TICKS_MAX)).min(now);
+        let mut expired = false;
+        loop {
+            let oldest = (self.tick + TICKS as u64 - TICKS_MAX) % TICKS as u64;
+            expired |= (0..TICKS_MAX).any(|age| {
+                let index = (oldest + TICKS as u64 - age) % TICKS as u64;
+                age > 0 && self.in_flight[index as usize] > 0
+            });
+            if self.tick >= now {
+                return expired;
+            }
+            self.tick += 1;
+        }
+    }
+}
+
+impl Shard {
+    /// Submits reads whose folios wait for them, as far as the queue has room.
+    pub(super) fn submit_reads(&mut self) {
+        while let Some(run) = self.reads.pop_front() {
+            if self.queue.free_commands() == 0 {
+                self.reads.push_front(run);
+                return;
+            }
+            let mapping = self.mapping(run.mapping).expect("a folio being read keeps its mapping open");
+            let (lba, blocks) = (mapping.shape.lba(run.first_page), mapping.shape.blocks(&run.range()));
+            let pages = u64::from(run.pages);
+            let payload = ShardPayload { kind: PayloadKind::Read(run), watch_epoch: self.watch.epoch() };
+            match self.queue.submit(&mapping.shape.namespace, Io::Read { lba, blocks }, payload) {
+                Ok(()) => {
+                    self.watch.submitted();
+                    bump(&self.link.counters.read_commands, 1);
+                    bump(&self.link.counters.pages_read, pages);
+                }
+                Err(rejected) => {
+                    if let PayloadKind::Read(run) = rejected.payload.kind {
+                        self.reads.push_front(run);
+                    }
+                    if !matches!(rejected.reason, SubmitError::Full) {
+                        self.fail(&format!("a read was refused: {}", rejected.reason));
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Lets an emulated device work and takes what has completed.
+    pub(super) fn take_completions(&mut self) -> bool {
+        let pumped = self.queue.pump();
+        let mut completed = std::mem::take(&mut self.completed);
+        let polled = self.queue.poll(COMPLETION_BUDGET, |completion| completed.push(completion));
+        let progressed = pumped.fetched > 0 || pumped.posted > 0 || !completed.is_empty();
+        for completion in completed.drain(..) {
+            self.complete(completion);
+        }
+        self.completed = completed;
+        if let Err(error) = polled {
+            self.fail(&error.to_string());
+        }
+        progressed
+    }
+
+    fn complete(&mut self, completion: Completion<ShardPayload>) {
+        let Completion { payload, result } = completion;
+        self.watch.completed(payload.watch_epoch);
+        if result.is_err() {
+            bump(&self.link.counters.command_errors, 1);
+        }
+        match payload.kind {
+            PayloadKind::Read(run) => self.read_completed(&run, result),
+            PayloadKind::Write(run) => self.write_completed(&run, result),
+            PayloadKind::Flush { namespace, epoch } => self.flush_completed(namespace, epoch, result),
+            PayloadKind::Zero { slot } => self.zero_completed(slot, result),
+        }
+    }
+
+    fn read_completed(&mut self, run: &FolioRun, result: Result<(), CommandError>) {
+        let mapping = self.mapping(run.mapping).expect("a folio being read keeps its mapping open");
+        let offset = run.first_page * PAGE_BYTES as u64;
+        let error = result.err().map(|source| Error::Device { operation: Operation::Read, offset, source });
+        if let Some(error) = &error {
+            tracing::warn!(%error, pages = run.pages, "read failed");
+        }
+        for frame in run.frames() {
+            match &error {
+                None => {
+                    self.cache.shared.folio(frame).mark_uptodate();
+                    self.serve(frame);
+                }
+                Some(error) => self.abandon_read(&mapping, frame, error),
+            }
+        }
+    }
+
+    fn write_completed(&mut self, run: &FolioRun, result: Result<(), CommandError>) {
+        let mapping = self.mapping(run.mapping).expect("a folio under writeback keeps its mapping open");
+        let error = result.err().map(|source| {
+            let offset = run.first_page * PAGE_BYTES as u64;
+            Error::Device { operation: Operation::Write, offset, source }
+        });
+        match &error {
+            None => mapping.durability.write_completed(),
+            Some(error) => {
+                tracing::warn!(%error, pages = run.pages, "write failed; its folios stay dirty");
+                mapping.errors.record(error.clone());
+                self.flusher.note_failure(self.now_ns);
+                for page in run.range() {
+                    let local = mapping.shape.striping.local(page);
+                    self.syncs.iter_mut().for_each(|job| job.note_failure(run.mapping, local, error));
+                }
+            }
+        }
+        for frame in run.frames() {
+            if self.cache.end_writeback(&mapping.shape, frame, error.is_some()) {
+                self.serve(frame);
+            }
+        }
+    }
+
+    /// Fails the shard when a command has outlived its limit or the device is gone.
+    pub(super) fn check_device(&mut self) {
+        let expired = self.watch.advance(self.now_ns);
+        if self.queue.in_flight() == 0 {
+            return;
+        }
+        if let Err(error) = self.queue.check() {
+            self.fail(&error.to_string());
+        } else if expired {
+            let limit = std::time::Duration::from_nanos(self.limits.command_timeout_ns);
+            self.fail(&format!("a command has been with the device for more than {limit:?}"));
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_expires_after_its_limit_and_not_before() {
+        let mut watch = DeviceWatch::new(32_000);
+        assert!(!watch.advance(5_000));
+        watch.submitted();
+        for now in (5_000..=37_000).step_by(1_000) {
+            assert!(!watch.advance(now), "at {now}");
+        }
+        assert!(watch.advance(38_000));
+    }
+
+    #[test]
+    fn a_command_that_completed_never_expires_though_nobody_looked_for_long() {
+        let mut watch = DeviceWatch::new(32_000);
+        watch.submitted();
+        watch.completed(0);
+        assert!(!watch.advance(1_000_000_000));
+        let epoch = watch.epoch();
+        watch.submitted();
+        assert!(!watch.advance(1_000_010_000));
+        watch.completed(epoch);
+        assert!(!watch.advance(2_000_000_000));
+    }
+
+    #[test]
+    fn an_old_command_expires_though_nobody_looked_for_long() {
+        let mut watch = DeviceWatch::new(32_000);
+        watch.advance(7_000);
+        watch.submitted();
+        assert!(watch.advance(5_000_000_000));
+    }
+}

@@ -1,0 +1,195 @@
+//! Dropping ranges of a mapping: `discard`, and the end of `close`.
+//!
+//! First the cached folios go, each once nobody holds it and the device doesn't write it (WB-26); then the
+//! range is zeroed on the device. Requests for pages of the range wait until all of that is over, so that no
+//! new folio can be overtaken by the zeroes.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use foliant_nvme::{CommandError, Deallocation, Fua, Io};
+
+use super::Shard;
+use super::payload::{PayloadKind, ShardPayload};
+use crate::cache::folio::FrameId;
+use crate::cache::shape::MappingShape;
+use crate::cache::tags::Find;
+use crate::error::{Error, Operation};
+use crate::reply::{Grants, SlotId};
+use crate::stats::bump;
+
+/// Blocks that one Write Zeroes command can name: a 16-bit zero-based count.
+const ZERO_BLOCKS_MAX: u64 = 1 << 16;
+
+/// A discard, or the closing of a mapping, in progress.
+#[derive(Debug)]
+pub(crate) struct DiscardJob {
+    slot: SlotId,
+    mapping: u16,
+    /// Shard-local pages whose folios are still to be dropped.
+    drop_rest: Range<u64>,
+    /// Shard-local pages still to be zeroed; `None` for a close.
+    zero_rest: Option<Range<u64>>,
+    /// File pages of the whole job.
+    pages: Range<u64>,
+    in_flight: u32,
+    error: Option<Error>,
+    dropped: u64,
+    since_ns: u64,
+}
+
+impl DiscardJob {
+    /// Whether requests for `pages` must wait.
+    pub(crate) fn overlaps(&self, shape: &MappingShape, pages: Range<u64>) -> bool {
+        shape.slot == self.mapping && pages.start < self.pages.end && self.pages.start < pages.end
+    }
+}
+
+impl Shard {
+    /// Begins a discard of `pages`, or without a range the closing of the mapping.
+    pub(super) fn begin_discard(&mut self, slot: SlotId, number: u16, pages: Option<Range<u64>>) {
+        let mapping = match self.mapping(number) {
+            Ok(mapping) => mapping,
+            Err(error) => return self.answer(slot, Err(error)),
+        };
+        let range = pages.clone().unwrap_or(0..mapping.shape.pages());
+        let local = mapping.shape.striping.local_range(self.cache.shard, range.clone());
+        self.discards.push(DiscardJob {
+            slot,
+            mapping: number,
+            drop_rest: local.clone(),
+            zero_rest: pages.is_some().then_some(local),
+            pages: range,
+            in_flight: 0,
+            error: None,
+            dropped: 0,
+            since_ns: self.now_ns,
+        });
+    }
+
+    pub(super) fn step_discards(&mut self) -> bool {
+        if self.discards.is_empty() {
+            return false;
+        }
+        let mut progressed = false;
+        let mut jobs = std::mem::take(&mut self.discards);
+        jobs.retain_mut(|job| {
+            let ended = self.step_discard(job);
+            if ended {
+                progressed = true;
+                self.end_discard(job);
+            }
+            !ended
+        });
+        jobs.append(&mut self.discards);
+        self.discards = jobs;
+        progressed
+    }
+
+    fn step_discard(&mut self, job: &mut DiscardJob) -> bool {
+        let Ok(mapping) = self.mapping(job.mapping) else {
+            job.error = Some(Error::Closed);
+            return true;
+        };
+        if let Err(held) = self.drop_folios(&mapping.shape, job) {
+            if self.now_ns.saturating_sub(job.since_ns) > self.limits.pin_wait_ns {
+                let page = self.cache.shared.folio(held).key().page();
+                let waited = std::time::Duration::from_nanos(self.limits.pin_wait_ns);
+                job.error = Some(Error::PinnedTooLong { page, waited });
+                return true;
+            }
+            return false;
+        }
+        if job.error.is_none() {
+            self.submit_zeroes(&mapping.shape, job);
+        }
+        let all_submitted = job.error.is_some() || job.zero_rest.as_ref().is_none_or(Range::is_empty);
+        all_submitted && job.in_flight == 0
+    }
+
+    /// Drops cached folios of the job's range; the one that is held stops it.
+    fn drop_folios(&mut self, shape: &MappingShape, job: &mut DiscardJob) -> Result<(), FrameId> {
+        while let Some(leaf) = self.cache.tree.next(shape.tree, Find::Present, job.drop_rest.clone()) {
+            let local = leaf.base + u64::from(leaf.pages.trailing_zeros());
+            let page = shape.striping.page(self.cache.shard, local);
+            let frame = self.cache.find(shape, page).expect("a present page is indexed");
+            let cache = self.cache.shared.clone();
+            let folio = cache.folio(frame);
+            if !folio.freeze_for_removal() {
+                // News? Then its holder may have let go before it was asked to kick: once more.
+                if self.watch_folio(frame) {
+                    continue;
+                }
+                return Err(frame);
+            }
+            if folio.state().dirty() {
+                self.cache.untag_dirty(shape, frame);
+                job.dropped += 1;
+            }
+            self.restart_waiters(frame);
+            self.cache.release(shape, frame);
+            job.drop_rest.start = local + 1;
+        }
+        job.drop_rest.start = job.drop_rest.end;
+        Ok(())
+    }
+
+    fn submit_zeroes(&mut self, shape: &MappingShape, job: &mut DiscardJob) {
+        let Some(rest) = &mut job.zero_rest else { return };
+        let pages_max = (ZERO_BLOCKS_MAX * u64::from(shape.namespace.block_bytes()) / 4096).max(1);
+        while !rest.is_empty() && self.queue.free_commands() > 0 {
+            let first = shape.striping.page(self.cache.shard, rest.start);
+            let stripe_end = shape.striping.run_end(first);
+            let count = (rest.end - rest.start).min(stripe_end - first).min(pages_max);
+            let (lba, blocks) = (shape.lba(first), shape.blocks(&(first..first + count)));
+            let zeroes = Io::WriteZeroes { lba, blocks, fua: Fua::No, deallocation: Deallocation::Allow };
+            let payload =
+                ShardPayload { kind: PayloadKind::Zero { slot: job.slot }, watch_epoch: self.watch.epoch() };
+            match self.queue.submit(&shape.namespace, zeroes, payload) {
+                Ok(()) => {
+                    rest.start += count;
+                    job.in_flight += 1;
+                    self.watch.submitted();
+                    bump(&self.link.counters.zero_commands, 1);
+                }
+                Err(rejected) => {
+                    if !matches!(rejected.reason, foliant_nvme::SubmitError::Full) {
+                        job.error = Some(Error::Mapping {
+                            reason: format!("the device cannot zero a range: {}", rejected.reason),
+                        });
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    pub(super) fn zero_completed(&mut self, slot: SlotId, result: Result<(), CommandError>) {
+        let Some(job) = self.discards.iter_mut().find(|job| job.slot == slot) else { return };
+        job.in_flight -= 1;
+        if let Err(source) = result {
+            let offset = job.pages.start * 4096;
+            job.error.get_or_insert(Error::Device { operation: Operation::WriteZeroes, offset, source });
+        }
+        if let Some(mapping) = &self.mappings[job.mapping as usize] {
+            mapping.durability.write_completed();
+        }
+    }
+
+    fn end_discard(&mut self, job: &mut DiscardJob) {
+        if job.zero_rest.is_none() && job.error.is_none() {
+            if job.dropped > 0 {
+                tracing::warn!(pages = job.dropped, "closing a mapping threw dirty pages away");
+            }
+            self.mappings[job.mapping as usize] = None;
+            self.open.retain(|&(slot, _)| slot != job.mapping);
+            self.flusher.running = None;
+            debug_assert_eq!(self.cache.shared.marked[job.mapping as usize].dirty.load(Ordering::Relaxed), 0);
+        }
+        let reply = match job.error.take() {
+            None => Ok(Grants::none()),
+            Some(error) => Err(error),
+        };
+        self.answer(job.slot, reply);
+    }
+}

@@ -1,0 +1,248 @@
+//! The handle by which any thread reaches a shard: its shared cache, its inbox, its reply slots.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use rustix::event::{EventfdFlags, eventfd};
+use rustix::fd::OwnedFd;
+
+use super::doze::Doze;
+use super::request::{Message, Request};
+use crate::cache::SharedCache;
+use crate::cache::folio::{FrameId, Released};
+use crate::cache::shape::MappingShape;
+use crate::error::{Error, Result};
+use crate::reply::{Grants, Hold, Reply, ReplySlots, SlotId};
+use crate::stats::{HitCounters, ShardCounters};
+
+/// What every thread shares of one shard.
+#[derive(Debug)]
+pub(crate) struct ShardLink {
+    pub shard: usize,
+    pub cache: Arc<SharedCache>,
+    pub replies: ReplySlots,
+    pub hits: HitCounters,
+    pub counters: ShardCounters,
+    inbox: Sender<Message>,
+    /// The other end, for senders that find the shard closed and have to answer themselves.
+    outbox: Receiver<Message>,
+    closed: AtomicBool,
+    pub doze: Doze,
+    /// Written to wake the sleeping shard.
+    pub bell: OwnedFd,
+    /// A folio with parked requests was released, or a frame was orphaned: look.
+    kick: AtomicBool,
+    /// Folios granted unfilled to a request that was dropped: the shard reads them in instead.
+    orphans: Mutex<Vec<FrameId>>,
+    /// The step from this many dirty pages of one mapping wakes the flusher.
+    pub dirty_background: u32,
+    /// Set once, when the shard can no longer serve.
+    failed: OnceLock<Arc<str>>,
+    /// Misses and waits that had to go to the shard.
+    pub requests: AtomicU64,
+}
+
+impl ShardLink {
+    pub(crate) fn new(
+        shard: usize,
+        cache: Arc<SharedCache>,
+        requests_max: usize,
+        dirty_background: u32,
+    ) -> Result<(Arc<Self>, Receiver<Message>)> {
+        // As many messages as reply slots: a request that has a slot finds room.
+        let (inbox, receiver) = bounded(requests_max);
+        let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(|error| Error::Os {
+            what: "cannot create the eventfd that wakes a shard (raise the limit of open files)",
+            source: Arc::new(error.into()),
+        })?;
+        let link = Self {
+            shard,
+            cache,
+            replies: ReplySlots::new(requests_max),
+            hits: HitCounters::default(),
+            counters: ShardCounters::default(),
+            inbox,
+            outbox: receiver.clone(),
+            closed: AtomicBool::new(false),
+            doze: Doze::new(),
+            bell,
+            kick: AtomicBool::new(false),
+            orphans: Mutex::new(Vec::new()),
+            dirty_background,
+            failed: OnceLock::new(),
+            requests: AtomicU64::new(0),
+        };
+        Ok((Arc::new(link), receiver))
+    }
+
+    /// Wakes the shard if it sleeps. To be called after whatever it is to find.
+    #[inline]
+    pub(crate) fn wake(&self) {
+        if self.doze.must_wake() {
+            // The counter can't overflow: the shard drains it whenever it wakes. EAGAIN would mean it's readable.
+            let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// Tells the shard that a folio with parked requests was released.
+    #[inline]
+    pub(crate) fn after_release(&self, released: Released) {
+        if released == Released::Kick {
+            self.kick();
+        }
+    }
+
+    #[cold]
+    pub(crate) fn kick(&self) {
+        self.kick.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// The shard's side: whether it was kicked since it last asked.
+    pub(crate) fn take_kick(&self) -> bool {
+        self.kick.load(Ordering::Relaxed) && self.kick.swap(false, Ordering::AcqRel)
+    }
+
+    /// Whether a kick waits, without taking it.
+    pub(crate) fn is_kicked(&self) -> bool {
+        self.kick.load(Ordering::Acquire)
+    }
+
+    /// The shard's side: one orphaned frame.
+    pub(crate) fn take_orphan(&self) -> Option<FrameId> {
+        self.orphans.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Releases an exclusively held folio whose bytes were changed.
+    #[inline]
+    pub(crate) fn release_dirty(&self, frame: FrameId, shape: &MappingShape) {
+        let mut wake_flusher = false;
+        let released = self.cache.folio(frame).release_exclusive_dirty(|| {
+            let before = self.cache.mark_dirty(frame, shape);
+            // The first dirty page arms the flusher's timer; the one at the threshold starts it.
+            wake_flusher = before == 0 || before + 1 == self.dirty_background;
+        });
+        if wake_flusher {
+            self.wake();
+        }
+        self.after_release(released);
+    }
+
+    /// Gives back what a reply granted to a request that nobody waits for any more. Any thread.
+    pub(crate) fn give_back(&self, grants: &Grants) {
+        for (_, frame) in grants.iter() {
+            let folio = self.cache.folio(frame);
+            match grants.hold {
+                Hold::Shared => self.after_release(folio.unpin()),
+                Hold::Exclusive if folio.state().uptodate() => {
+                    self.after_release(folio.release_exclusive_unchanged());
+                }
+                Hold::Exclusive => {
+                    self.orphans.lock().unwrap_or_else(PoisonError::into_inner).push(frame);
+                    self.kick();
+                }
+            }
+        }
+    }
+
+    /// The shard is polled no more: whatever is in the inbox, or comes, is answered with [`Error::Closed`].
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Relaxed);
+        self.answer_if_closed();
+    }
+
+    /// Either the closing shard sees a message in its inbox, or the message's sender sees the shard closed.
+    fn answer_if_closed(&self) {
+        fence(Ordering::SeqCst);
+        if !self.closed.load(Ordering::Relaxed) {
+            return;
+        }
+        while let Ok(message) = self.outbox.try_recv() {
+            self.replies.answer(message.slot, Err(Error::Closed));
+        }
+    }
+
+    /// Latches the shard failed; the first reason stays.
+    pub(crate) fn fail(&self, reason: &str) {
+        self.failed.get_or_init(|| reason.into());
+    }
+
+    /// The error of a failed shard.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        self.failed.get().map(|reason| Error::ShardFailed { shard: self.shard, reason: reason.clone() })
+    }
+
+    /// Sends a request and waits for its answer. Dropping the future abandons the request: it is carried out
+    /// or not, and what it was granted is given back.
+    pub(crate) fn request(&self, request: Request) -> RequestFuture<'_> {
+        RequestFuture { link: self, state: State::Unsent(request) }
+    }
+}
+
+/// Waits for a shard's answer.
+#[must_use = "a request is sent when it is polled"]
+pub(crate) struct RequestFuture<'a> {
+    link: &'a ShardLink,
+    state: State,
+}
+
+enum State {
+    Unsent(Request),
+    Waiting(SlotId),
+    Finished,
+}
+
+impl Future for RequestFuture<'_> {
+    type Output = Reply;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Reply> {
+        let link = self.link;
+        if let State::Unsent(request) = &self.state {
+            let Some(slot) = link.replies.acquire() else {
+                // All slots wait for answers of this shard, which come; try again after other tasks.
+                std::thread::yield_now();
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            };
+            let message = Message { slot, request: request.clone() };
+            match link.inbox.try_send(message) {
+                Ok(()) => {
+                    link.requests.fetch_add(1, Ordering::Relaxed);
+                    link.wake();
+                    link.answer_if_closed();
+                    self.state = State::Waiting(slot);
+                }
+                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                    // Never full: a slot is held for each message. Disconnected: the shard was dropped.
+                    link.replies.abandon_unsent(slot);
+                    self.state = State::Finished;
+                    return Poll::Ready(Err(link.failure().unwrap_or(Error::Closed)));
+                }
+            }
+        }
+        match self.state {
+            State::Waiting(slot) => {
+                let poll = link.replies.poll(slot, context.waker());
+                if poll.is_ready() {
+                    self.state = State::Finished;
+                }
+                poll
+            }
+            State::Unsent(_) | State::Finished => panic!("a request was polled after its answer"),
+        }
+    }
+}
+
+impl Drop for RequestFuture<'_> {
+    fn drop(&mut self) {
+        if let State::Waiting(slot) = self.state
+            && let Some(Ok(grants)) = self.link.replies.abandon(slot)
+        {
+            self.link.give_back(&grants);
+        }
+    }
+}

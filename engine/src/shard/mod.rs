@@ -1,0 +1,311 @@
+//! A shard: the state machine that owns the structure of its part of the cache and one I/O queue pair.
+//!
+//! It has no thread and no clock: [`Shard::poll`] takes the time, does a bounded step and says what is left. One
+//! step, in this order: completions, releases that others wait for, new requests, requests that wait for
+//! frames, reads, syncs, discards, background writeback, commits, eviction ahead of demand, **one doorbell**.
+//!
+//! | file | owns |
+//! |---|---|
+//! | [`link`] | what other threads share of a shard; how they send requests |
+//! | [`pages`] | requests for pages: misses, waits for holders, grants |
+//! | [`device`] | submitting reads, taking completions, watching for a device that stopped answering |
+//! | [`write`] | syncs, background passes, commits |
+//! | [`discard`] | dropping ranges; closing mappings |
+//! | [`runner`] | the thread that polls a shard and sleeps when there is nothing to do |
+
+pub(crate) mod device;
+pub(crate) mod discard;
+pub(crate) mod doze;
+pub(crate) mod link;
+pub(crate) mod open;
+pub(crate) mod pages;
+pub(crate) mod payload;
+pub(crate) mod request;
+pub(crate) mod runner;
+pub(crate) mod write;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use crossbeam_channel::Receiver;
+use foliant_nvme::{Completion, QueuePair};
+
+use crate::cache::folio::FrameId;
+use crate::cache::{MAPPINGS_MAX, ShardCache};
+use crate::error::{Error, Result};
+use crate::reply::{Grants, Reply, SlotId};
+use crate::stats::bump;
+use crate::writeback::flusher::Flusher;
+use crate::writeback::sync::SyncJob;
+use device::DeviceWatch;
+use discard::DiscardJob;
+use link::ShardLink;
+use open::OpenMapping;
+use pages::{ParkedList, Ticket};
+use payload::{FolioRun, ShardPayload};
+use request::{Message, Request};
+use write::NamespaceCommits;
+
+/// Requests taken in a step.
+const INBOX_BUDGET: usize = 64;
+/// Completions taken in a step.
+const COMPLETION_BUDGET: u32 = 256;
+/// Deadlines and the device's health are looked at this often.
+const CHECK_NS: u64 = 10_000_000;
+
+/// What a step did and what is left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// Something was done; more may be ready now.
+    pub progressed: bool,
+    /// Commands are with the device, or requests wait for something: poll again soon.
+    pub waiting: bool,
+    /// Poll again at this time at the latest (nanoseconds on the caller's clock), whatever happens.
+    pub due_ns: Option<u64>,
+}
+
+/// Limits of a shard, fixed at open.
+#[derive(Clone, Debug)]
+pub(crate) struct ShardLimits {
+    pub pin_wait_ns: u64,
+    pub command_timeout_ns: u64,
+    pub flush_interval_ns: u64,
+    pub background_pages: u64,
+}
+
+/// One shard. The engine's threads drive it, or the embedding application does
+/// ([`ShardThreads::Manual`](crate::ShardThreads::Manual)).
+#[derive(Debug)]
+pub struct Shard {
+    link: Arc<ShardLink>,
+    inbox: Receiver<Message>,
+    cache: ShardCache,
+    queue: QueuePair<ShardPayload>,
+    limits: ShardLimits,
+    /// By mapping slot.
+    mappings: Box<[Option<Arc<OpenMapping>>]>,
+    /// The slots of open mappings, and where each one's next background pass begins.
+    open: Vec<(u16, u64)>,
+    /// By reply slot: requests for pages that are not answered yet.
+    tickets: Box<[Option<Ticket>]>,
+    /// By reply slot: taken from the inbox and not answered yet.
+    in_service: Box<[bool]>,
+    parked: ParkedList,
+    /// Folios whose releases kick this shard.
+    watched: Vec<FrameId>,
+    /// Requests that wait for frames or for a discard to end, first come first served.
+    deferred: VecDeque<SlotId>,
+    /// Frames that the first deferred request lacks.
+    frames_needed: usize,
+    /// Reads whose folios are installed, waiting for room in the queue.
+    reads: VecDeque<FolioRun>,
+    syncs: Vec<SyncJob>,
+    discards: Vec<DiscardJob>,
+    /// By namespace id.
+    commits: BTreeMap<u32, NamespaceCommits>,
+    flusher: Flusher,
+    watch: DeviceWatch,
+    /// Reused every step.
+    completed: Vec<Completion<ShardPayload>>,
+    checked_ns: u64,
+    now_ns: u64,
+    failed: bool,
+}
+
+impl Shard {
+    pub(crate) fn new(
+        link: Arc<ShardLink>,
+        inbox: Receiver<Message>,
+        cache: ShardCache,
+        queue: QueuePair<ShardPayload>,
+        limits: ShardLimits,
+        watch: DeviceWatch,
+    ) -> Self {
+        let requests = link.replies.count();
+        let frames = cache.shared.headers.len();
+        Self {
+            inbox,
+            queue,
+            mappings: (0..MAPPINGS_MAX).map(|_| None).collect(),
+            open: Vec::with_capacity(MAPPINGS_MAX),
+            tickets: (0..requests).map(|_| None).collect(),
+            in_service: vec![false; requests].into_boxed_slice(),
+            parked: ParkedList::new(requests),
+            watched: Vec::with_capacity(requests.min(frames)),
+            deferred: VecDeque::with_capacity(requests),
+            frames_needed: 0,
+            reads: VecDeque::with_capacity(requests * 2),
+            syncs: Vec::with_capacity(requests),
+            discards: Vec::new(),
+            commits: BTreeMap::new(),
+            flusher: Flusher::new(limits.background_pages, limits.flush_interval_ns),
+            watch,
+            completed: Vec::with_capacity(COMPLETION_BUDGET as usize),
+            checked_ns: 0,
+            now_ns: 0,
+            failed: false,
+            limits,
+            link,
+            cache,
+        }
+    }
+
+    /// The shard's number.
+    #[must_use]
+    pub fn number(&self) -> usize {
+        self.link.shard
+    }
+
+    /// Frames of this shard.
+    pub(crate) fn frames(&self) -> u64 {
+        self.cache.shared.headers.len() as u64
+    }
+
+    /// Bytes of everything that the cache keeps beside its frames.
+    pub(crate) fn metadata_bytes(&self) -> usize {
+        self.cache.metadata_bytes()
+    }
+
+    /// Does a bounded step at time `now_ns` (nanoseconds, any origin, never going back). Never blocks.
+    pub fn poll(&mut self, now_ns: u64) -> Step {
+        self.now_ns = now_ns;
+        if self.failed {
+            return self.poll_failed();
+        }
+        let mut progressed = self.take_completions();
+        progressed |= self.serve_releases();
+        progressed |= self.take_requests();
+        self.retry_deferred();
+        self.submit_reads();
+        progressed |= self.step_syncs();
+        progressed |= self.step_discards();
+        progressed |= self.step_flusher();
+        self.step_commits();
+        self.evict_ahead();
+        if self.queue.ring() {
+            bump(&self.link.counters.doorbells, 1);
+            progressed = true;
+        }
+        if now_ns.saturating_sub(self.checked_ns) >= CHECK_NS {
+            self.checked_ns = now_ns;
+            self.check_deadlines();
+            self.check_device();
+        }
+        if self.link.failure().is_some() {
+            self.failed = true;
+            progressed = true;
+        }
+        let waiting = self.queue.in_flight() > 0 || !self.reads.is_empty() || self.in_service.contains(&true);
+        let due_ns = self.flusher.due_ns();
+        let due_ns = if waiting { Some(due_ns.unwrap_or(u64::MAX).min(now_ns + CHECK_NS)) } else { due_ns };
+        Step { progressed, waiting, due_ns }
+    }
+
+    /// A descriptor that polls readable when a sleeping shard should be polled again because of its device.
+    #[must_use]
+    pub fn wakeup_fd(&self) -> Option<RawFd> {
+        self.queue.wakeup_fd()
+    }
+
+    fn take_requests(&mut self) -> bool {
+        for taken in 0..INBOX_BUDGET {
+            let Ok(message) = self.inbox.try_recv() else { return taken > 0 };
+            self.in_service[message.slot.0 as usize] = true;
+            self.receive(message);
+        }
+        true
+    }
+
+    fn receive(&mut self, Message { slot, request }: Message) {
+        match request {
+            Request::Open(mapping) => {
+                let number = mapping.shape.slot;
+                self.open.push((number, 0));
+                self.mappings[number as usize] = Some(mapping);
+                self.answer(slot, Ok(Grants::none()));
+            }
+            Request::Close { mapping } => self.begin_discard(slot, mapping, None),
+            Request::Pages { mapping, first, count, want } => {
+                self.tickets[slot.0 as usize] = Some(Ticket::new(mapping, first, count, want, self.now_ns));
+                self.begin_pages(slot);
+            }
+            Request::Sync { mapping, pages } => self.begin_sync(slot, mapping, pages),
+            Request::Commit { namespace } => self.begin_commit(slot, namespace),
+            Request::Discard { mapping, pages } => self.begin_discard(slot, mapping, Some(pages)),
+        }
+    }
+
+    /// Answers a request; what nobody waits for any more is given back.
+    fn answer(&mut self, slot: SlotId, reply: Reply) {
+        self.in_service[slot.0 as usize] = false;
+        if let Some(Ok(grants)) = self.link.replies.answer(slot, reply) {
+            self.link.give_back(&grants);
+        }
+    }
+
+    fn mapping(&self, slot: u16) -> Result<Arc<OpenMapping>> {
+        self.mappings[slot as usize].clone().ok_or(Error::Closed)
+    }
+
+    /// Latches the shard failed: everything that waits, and everything that comes, is answered with the reason.
+    /// What the device holds stays the device's.
+    pub(crate) fn fail(&mut self, reason: &str) {
+        tracing::error!(shard = self.link.shard, reason, "shard failed");
+        self.link.fail(reason);
+        self.failed = true;
+    }
+
+    /// Stops serving for good: everything that waits is answered with [`Error::Closed`], and so is whatever is
+    /// sent later, by its own sender.
+    pub(crate) fn close(&mut self) {
+        self.link.close();
+        for slot in 0..self.in_service.len() {
+            if self.in_service[slot] {
+                if let Some(ticket) = self.tickets[slot].take() {
+                    self.link.give_back(&ticket.grants);
+                }
+                self.answer(SlotId(slot as u32), Err(Error::Closed));
+            }
+        }
+    }
+
+    /// A failed shard only answers.
+    fn poll_failed(&mut self) -> Step {
+        let error = self.link.failure().unwrap_or(Error::Closed);
+        let mut progressed = false;
+        for slot in 0..self.in_service.len() {
+            if self.in_service[slot] {
+                if let Some(ticket) = self.tickets[slot].take() {
+                    self.link.give_back(&ticket.grants);
+                }
+                self.answer(SlotId(slot as u32), Err(error.clone()));
+                progressed = true;
+            }
+        }
+        while let Ok(message) = self.inbox.try_recv() {
+            self.answer(message.slot, Err(error.clone()));
+            progressed = true;
+        }
+        Step { progressed, waiting: false, due_ns: None }
+    }
+
+    /// Whether a sleeping shard would miss something: asked after sleep was announced.
+    pub(crate) fn has_messages(&self) -> bool {
+        !self.inbox.is_empty()
+    }
+
+    pub(crate) fn link(&self) -> &Arc<ShardLink> {
+        &self.link
+    }
+
+    /// Checks that marks and state words agree (WB-04): for tests, while no thread holds a folio exclusively.
+    ///
+    /// # Panics
+    /// When they don't.
+    #[cfg(any(test, debug_assertions))]
+    pub fn assert_consistent(&self) {
+        self.cache
+            .assert_consistent(|key| self.mappings[key.mapping() as usize].as_ref().map(|open| &open.shape));
+    }
+}

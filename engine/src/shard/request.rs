@@ -1,0 +1,47 @@
+//! What other threads ask of a shard.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use super::open::OpenMapping;
+use crate::reply::SlotId;
+
+/// A request and the slot that waits for its answer.
+#[derive(Debug)]
+pub(crate) struct Message {
+    pub slot: SlotId,
+    pub request: Request,
+}
+
+/// How a request for pages wants them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// Bring in what is missing, all of it at once, and grant shared pins on that. Pages that are there already
+    /// are not granted: so the request waits for I/O only, never for another holder.
+    Fill,
+    /// Make what is missing without reading it, exclusively held, for a writer that will fill all of it. Pages
+    /// that are there already are not granted.
+    Create,
+    /// One page, pinned.
+    Shared,
+    /// One page, held exclusively.
+    Exclusive,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(crate) enum Request {
+    /// A mapping was opened.
+    Open(Arc<OpenMapping>),
+    /// A mapping is being closed: drop its folios, dirty ones too (it was synced before).
+    Close { mapping: u16 },
+    /// Pages `first..first + count` of a mapping, all of this shard; at most
+    /// [`GRANTS_MAX`](crate::reply::GRANTS_MAX).
+    Pages { mapping: u16, first: u64, count: u32, want: Want },
+    /// Write everything dirty in a page range, and wait for every write in it (WB-03, WB-29).
+    Sync { mapping: u16, pages: Range<u64> },
+    /// Flush a namespace's volatile write cache, together with whoever else wants that (WB-21).
+    Commit { namespace: u32 },
+    /// Drop the cached pages of a range and zero it on the device (WB-26).
+    Discard { mapping: u16, pages: Range<u64> },
+}

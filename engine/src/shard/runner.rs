@@ -1,0 +1,83 @@
+//! The thread that drives a shard: spins while there is work, sleeps when there is none.
+
+use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::time::Timespec;
+
+use super::{Shard, Step};
+use crate::stats::bump;
+
+/// Steps without progress before a shard with commands in flight sleeps: some tens of microseconds.
+const SPINS: u32 = 500;
+
+/// Runs `shard` until `stop` is set.
+pub(crate) fn run(mut shard: Shard, origin: Instant, stop: &AtomicBool) -> Shard {
+    let mut idle = 0;
+    while !stop.load(Ordering::Acquire) {
+        let step = guarded_poll(&mut shard, origin);
+        if step.progressed {
+            idle = 0;
+            continue;
+        }
+        idle += 1;
+        if step.waiting && idle < SPINS {
+            std::hint::spin_loop();
+            continue;
+        }
+        sleep(&shard, step, origin);
+        idle = 0;
+    }
+    shard.close();
+    shard
+}
+
+/// A panic of a shard is a defect; it must not turn into silence: the shard fails and answers with an error.
+fn guarded_poll(shard: &mut Shard, origin: Instant) -> Step {
+    let now_ns = origin.elapsed().as_nanos() as u64;
+    match catch_unwind(AssertUnwindSafe(|| shard.poll(now_ns))) {
+        Ok(step) => step,
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            shard.fail(&format!("its thread panicked: {}", text.as_deref().unwrap_or("no message")));
+            Step { progressed: true, waiting: false, due_ns: None }
+        }
+    }
+}
+
+/// Sleeps until a message, the device, or the time that the shard named.
+fn sleep(shard: &Shard, step: Step, origin: Instant) {
+    let link = shard.link();
+    link.doze.announce();
+    // The last look: whatever was sent before the announcement is seen here, whatever comes after it rings.
+    if shard.has_messages() || link.is_kicked() {
+        link.doze.rouse();
+        return;
+    }
+    bump(&link.counters.sleeps, 1);
+    let now_ns = origin.elapsed().as_nanos() as u64;
+    let wait_ns = step.due_ns.map_or(SLEEP_MAX_NS, |due| due.saturating_sub(now_ns).min(SLEEP_MAX_NS));
+    let wait = Duration::from_nanos(wait_ns);
+    let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
+    let bell = PollFd::new(&link.bell, PollFlags::IN);
+    // An interrupted or failed wait only means that the shard looks again earlier.
+    let _ = match shard.wakeup_fd() {
+        None => poll(&mut [bell], Some(&timeout)),
+        Some(fd) => {
+            // SAFETY: the descriptor belongs to the shard's queue, which `shard` keeps alive while it is borrowed.
+            #[expect(unsafe_code, reason = "the transport names its descriptor by number")]
+            let device = unsafe { BorrowedFd::borrow_raw(fd) };
+            poll(&mut [bell, PollFd::from_borrowed_fd(device, PollFlags::IN)], Some(&timeout))
+        }
+    };
+    link.doze.rouse();
+    let mut drained = [0; 8];
+    let _ = rustix::io::read(&link.bell, &mut drained);
+}
+
+/// A sleeping shard looks around this often even if nothing calls it, so that `stop` needs no bell of its own.
+const SLEEP_MAX_NS: u64 = 1_000_000_000;

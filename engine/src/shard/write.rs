@@ -1,0 +1,263 @@
+//! A shard's writeback: syncs, background passes and commits, step by step.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use foliant_nvme::{CommandError, Io, Namespace};
+
+use super::Shard;
+use super::payload::{PayloadKind, ShardPayload};
+use crate::error::Error;
+use crate::reply::{Grants, SlotId};
+use crate::stats::bump;
+use crate::writeback::commit::{CommitGroup, CommitStep, Durability};
+use crate::writeback::flusher::Pressure;
+use crate::writeback::issue::{Issued, Submitted, issue};
+use crate::writeback::pass::{PassState, SyncMode};
+use crate::writeback::sync::SyncJob;
+
+/// Pages that one pass writes before it gives the core back (WB-07).
+const STEP_PAGES: u64 = 1024;
+
+/// What a step of a pass is called with: the share of the queue that writeback leaves to reads.
+fn reserve(entries: u32) -> u32 {
+    entries / 4
+}
+
+/// The commits of one namespace that meet in this shard.
+#[derive(Debug)]
+pub(super) struct NamespaceCommits {
+    group: CommitGroup,
+    namespace: Namespace,
+    durability: Arc<Durability>,
+}
+
+impl Shard {
+    pub(super) fn begin_sync(&mut self, slot: SlotId, number: u16, pages: Range<u64>) {
+        match self.mapping(number) {
+            Err(error) => self.answer(slot, Err(error)),
+            Ok(mapping) => {
+                bump(&self.link.counters.passes_integrity, 1);
+                self.syncs.push(SyncJob::new(slot, &self.cache, &mapping.shape, pages, self.now_ns));
+            }
+        }
+    }
+
+    /// Brings every sync as far as it can go now.
+    pub(super) fn step_syncs(&mut self) -> bool {
+        let mut progressed = false;
+        let mut jobs = std::mem::take(&mut self.syncs);
+        jobs.retain_mut(|job| {
+            let ended = self.step_sync(job, &mut progressed);
+            if ended {
+                progressed = true;
+                let reply = match job.error.take() {
+                    None => Ok(Grants::none()),
+                    Some(error) => Err(error),
+                };
+                self.answer(job.slot, reply);
+            }
+            !ended
+        });
+        self.syncs = jobs;
+        progressed
+    }
+
+    /// True when the sync has nothing left to do in this shard.
+    fn step_sync(&mut self, job: &mut SyncJob, progressed: &mut bool) -> bool {
+        let Ok(mapping) = self.mapping(job.mapping) else {
+            job.error = Some(Error::Closed);
+            return true;
+        };
+        while let Some(pass) = &mut job.pass {
+            let before = pass.rest.start;
+            let reserve = reserve(self.queue.in_flight() + self.queue.free_commands());
+            let (issued, done) = issue(
+                &self.cache,
+                &mut self.queue,
+                &mapping.shape,
+                pass,
+                reserve,
+                STEP_PAGES,
+                &mut self.watch,
+            );
+            self.count_writes(done);
+            if done.commands > 0 || pass.rest.start != before {
+                *progressed = true;
+                job.idle_since_ns = self.now_ns;
+            }
+            match issued {
+                Issued::End => job.pass = None,
+                Issued::Budget | Issued::NoRoom => return false,
+                Issued::Refused => {
+                    self.fail("its queue refuses commands");
+                    return false;
+                }
+                Issued::Blocked(frame) => {
+                    job.blocked = Some(frame);
+                    // News? Then the holder may have let go before it was asked to kick: once more.
+                    if !self.watch_folio(frame) {
+                        return false;
+                    }
+                }
+            }
+        }
+        job.blocked = None;
+        job.writes_have_ended(&self.cache, &mapping.shape)
+    }
+
+    /// Syncs that are blocked on a holder for too long fail with its page.
+    pub(super) fn check_sync_deadlines(&mut self, waited: Duration) {
+        let limit = self.limits.pin_wait_ns;
+        let mut expired = Vec::new();
+        for (at, job) in self.syncs.iter().enumerate() {
+            let Some(frame) = job.blocked else { continue };
+            let folio = self.cache.shared.folio(frame);
+            if folio.state().exclusive() && self.now_ns.saturating_sub(job.idle_since_ns) > limit {
+                expired.push((at, folio.key().page()));
+            }
+        }
+        for (at, page) in expired.into_iter().rev() {
+            let job = self.syncs.swap_remove(at);
+            self.answer(job.slot, Err(Error::PinnedTooLong { page, waited }));
+        }
+    }
+
+    fn count_writes(&self, done: Submitted) {
+        bump(&self.link.counters.write_commands, done.commands);
+        bump(&self.link.counters.pages_written, done.pages);
+    }
+
+    fn pressure(&self) -> Pressure {
+        let marked = &self.cache.shared.marked;
+        let dirty = |slot: u16| u64::from(marked[slot as usize].dirty.load(Ordering::Relaxed));
+        Pressure {
+            dirty_pages: self.open.iter().map(|&(slot, _)| dirty(slot)).sum(),
+            frames_needed: self.frames_needed > 0,
+            now_ns: self.now_ns,
+        }
+    }
+
+    /// Runs the flusher for one step of one mapping.
+    pub(super) fn step_flusher(&mut self) -> bool {
+        let pressure = self.pressure();
+        self.flusher.decide(pressure);
+        if self.flusher.running.is_none() {
+            return false;
+        }
+        if self.flusher.is_done(pressure, self.open.len()) {
+            self.save_writeback_index();
+            self.flusher.end(self.now_ns);
+            return false;
+        }
+        let Some(run) = &mut self.flusher.running else { return false };
+        let position = run.position % self.open.len();
+        let (slot, writeback_index) = self.open[position];
+        let Some(mapping) = self.mappings[slot as usize].clone() else { return false };
+        let pass = run.pass.get_or_insert_with(|| {
+            let end = mapping.shape.striping.local_range(self.cache.shard, 0..mapping.shape.pages()).end;
+            PassState::background(writeback_index..end)
+        });
+        debug_assert_eq!(pass.mode, SyncMode::None);
+        let reserve = reserve(self.queue.in_flight() + self.queue.free_commands());
+        let (issued, done) =
+            issue(&self.cache, &mut self.queue, &mapping.shape, pass, reserve, STEP_PAGES, &mut self.watch);
+        run.pages += done.pages;
+        if run.pages > 0 && run.pages == done.pages {
+            bump(&self.link.counters.passes_background, 1);
+        }
+        let ended = issued == Issued::End;
+        if ended {
+            // The end of the file was reached: the next pass over this mapping begins at 0 (WB-02).
+            let from_start = writeback_index == 0;
+            self.open[position].1 = 0;
+            run.pass = None;
+            if from_start {
+                run.position += 1;
+                run.finished += 1;
+            }
+        }
+        self.count_writes(done);
+        if issued == Issued::Refused {
+            self.fail("its queue refuses commands");
+        }
+        done.commands > 0 || ended
+    }
+
+    /// A pass that ends early is taken up where it stopped.
+    fn save_writeback_index(&mut self) {
+        if let Some(run) = &self.flusher.running
+            && let Some(pass) = &run.pass
+            && !self.open.is_empty()
+        {
+            let position = run.position % self.open.len();
+            self.open[position].1 = pass.rest.start;
+        }
+    }
+
+    pub(super) fn begin_commit(&mut self, slot: SlotId, namespace: u32) {
+        let open = self.mappings.iter().flatten().find(|open| open.shape.namespace.id() == namespace);
+        let Some(open) = open else { return self.answer(slot, Err(Error::Closed)) };
+        if let Err(error) = open.durability.check() {
+            return self.answer(slot, Err(error));
+        }
+        let (namespace, durability) = (open.shape.namespace.clone(), open.durability.clone());
+        let commits = self.commits.entry(namespace.id());
+        let new = || NamespaceCommits { group: CommitGroup::default(), namespace, durability };
+        commits.or_insert_with(new).group.join(slot);
+    }
+
+    /// Submits the flushes that are due. They come last in a step: whatever completed before is covered.
+    pub(super) fn step_commits(&mut self) {
+        let mut commits = std::mem::take(&mut self.commits);
+        for (&namespace, entry) in &mut commits {
+            let NamespaceCommits { group, durability, .. } = entry;
+            match group.step(durability) {
+                CommitStep::Idle => {}
+                CommitStep::Settled => {
+                    for slot in group.settled() {
+                        bump(&self.link.counters.commits_shared, 1);
+                        self.answer(slot, Ok(Grants::none()));
+                    }
+                }
+                CommitStep::Flush { epoch } => {
+                    if self.queue.free_commands() == 0 {
+                        continue;
+                    }
+                    let payload = ShardPayload {
+                        kind: PayloadKind::Flush { namespace, epoch },
+                        watch_epoch: self.watch.epoch(),
+                    };
+                    match self.queue.submit(&entry.namespace, Io::Flush, payload) {
+                        Ok(()) => {
+                            let joined = group.submitted();
+                            bump(&self.link.counters.flush_commands, 1);
+                            bump(&self.link.counters.commits_shared, joined.saturating_sub(1));
+                            self.watch.submitted();
+                        }
+                        Err(rejected) => self.fail(&format!("a flush was refused: {}", rejected.reason)),
+                    }
+                }
+            }
+        }
+        // Nothing joins while the groups are out: requests are taken in another part of the step.
+        self.commits = commits;
+    }
+
+    /// A flush ended.
+    pub(super) fn flush_completed(&mut self, namespace: u32, epoch: u64, result: Result<(), CommandError>) {
+        let Some(mut commits) = self.commits.remove(&namespace) else { return };
+        let NamespaceCommits { group, durability, .. } = &mut commits;
+        for slot in group.ended(epoch, result, durability) {
+            self.answer(slot, durability.check().map(|()| Grants::none()));
+        }
+        if durability.check().is_err() {
+            for slot in group.settled() {
+                self.answer(slot, durability.check().map(|()| Grants::none()));
+            }
+        }
+        self.commits.insert(namespace, commits);
+    }
+}

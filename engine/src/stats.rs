@@ -1,0 +1,115 @@
+//! Counters, and the snapshot that an embedder reads.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Lanes of a hit counter: threads spread over them, so that counting doesn't pass a cache line around.
+const LANES: usize = 16;
+
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Lane {
+    reads: AtomicU64,
+    writes: AtomicU64,
+}
+
+/// Hits, counted by the threads that have them.
+#[derive(Debug, Default)]
+pub(crate) struct HitCounters {
+    lanes: [Lane; LANES],
+}
+
+thread_local! {
+    static LANE: usize = {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        NEXT.fetch_add(1, Ordering::Relaxed) as usize % LANES
+    };
+}
+
+impl HitCounters {
+    #[inline]
+    pub(crate) fn read(&self) {
+        LANE.with(|&lane| self.lanes[lane].reads.fetch_add(1, Ordering::Relaxed));
+    }
+
+    #[inline]
+    pub(crate) fn write(&self) {
+        LANE.with(|&lane| self.lanes[lane].writes.fetch_add(1, Ordering::Relaxed));
+    }
+
+    fn sum(&self, of: impl Fn(&Lane) -> &AtomicU64) -> u64 {
+        self.lanes.iter().map(|lane| of(lane).load(Ordering::Relaxed)).sum()
+    }
+
+    pub(crate) fn totals(&self) -> (u64, u64) {
+        (self.sum(|lane| &lane.reads), self.sum(|lane| &lane.writes))
+    }
+}
+
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// What a shard counts; written by the shard alone, read by anybody.
+        #[derive(Debug, Default)]
+        pub(crate) struct ShardCounters { $($(#[doc = $doc])+ pub $name: AtomicU64,)+ }
+
+        /// What has happened since the engine was opened, all shards together.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        #[non_exhaustive]
+        pub struct EngineStats {
+            /// Page accesses for reading that found the page in the cache.
+            pub read_hits: u64,
+            /// Page accesses for writing that found the page in the cache.
+            pub write_hits: u64,
+            /// Requests that went to a shard: misses, waits, syncs.
+            pub requests: u64,
+            /// Pages dirty now.
+            pub dirty_pages: u64,
+            /// Frames of the cache.
+            pub frames: u64,
+            /// Bytes of metadata beside the frames.
+            pub metadata_bytes: u64,
+            $($(#[doc = $doc])+ pub $name: u64,)+
+        }
+
+        impl ShardCounters {
+            pub(crate) fn add_to(&self, stats: &mut EngineStats) {
+                $(stats.$name += self.$name.load(Ordering::Relaxed);)+
+            }
+        }
+    };
+}
+
+counters! {
+    /// Pages brought in from the device.
+    pages_read,
+    /// Pages made without reading, because a writer filled them whole.
+    pages_created,
+    /// Pages written back.
+    pages_written,
+    /// Folios evicted to free their frames.
+    pages_evicted,
+    /// Read commands submitted.
+    read_commands,
+    /// Write commands submitted.
+    write_commands,
+    /// Flush commands submitted.
+    flush_commands,
+    /// Syncs that were answered by somebody else's flush, or needed none.
+    commits_shared,
+    /// Write Zeroes commands submitted.
+    zero_commands,
+    /// Doorbell writes for submissions: each rang for a whole batch.
+    doorbells,
+    /// Integrity passes (`SyncMode::All`).
+    passes_integrity,
+    /// Background passes (`SyncMode::None`) that wrote something.
+    passes_background,
+    /// Commands that the device failed.
+    command_errors,
+    /// Times that the shard slept.
+    sleeps,
+}
+
+/// Adds to a counter that one thread alone writes: no locked instruction.
+pub(crate) fn bump(counter: &AtomicU64, by: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + by, Ordering::Relaxed);
+}

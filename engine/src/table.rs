@@ -1,0 +1,122 @@
+//! The table of open mappings: which slots are taken, which ranges are covered, how many handles there are.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::cache::MAPPINGS_MAX;
+use crate::cache::shape::MappingShape;
+use crate::error::{Error, Result};
+use crate::shard::open::OpenMapping;
+
+/// One taken slot. It stays taken while a handle exists, also after the mapping was closed: a handle's keys
+/// name the slot.
+#[derive(Debug)]
+struct Entry {
+    open: Arc<OpenMapping>,
+    handles: usize,
+}
+
+/// All open mappings of an engine.
+#[derive(Debug)]
+pub(crate) struct MappingTable {
+    entries: Mutex<Vec<Option<Entry>>>,
+    /// Set when the engine is closed: nothing opens any more.
+    closed: AtomicBool,
+}
+
+/// What opening a range came to.
+pub(crate) enum Opened {
+    /// The range was open already: one handle more.
+    Again(Arc<OpenMapping>),
+    /// A slot was taken; the shards have to be told.
+    New(Arc<OpenMapping>),
+}
+
+impl MappingTable {
+    pub(crate) fn new() -> Self {
+        let entries = (0..MAPPINGS_MAX).map(|_| None).collect();
+        Self { entries: Mutex::new(entries), closed: AtomicBool::new(false) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Option<Entry>>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// Finds the mapping of exactly this range, or takes a slot for a new one; `make` builds it for its slot.
+    /// `first_lba` and `len_bytes` have been checked against the namespace.
+    pub(crate) fn open(
+        &self,
+        namespace: u32,
+        first_lba: u64,
+        len_bytes: u64,
+        make: impl FnOnce(u16) -> OpenMapping,
+    ) -> Result<Opened> {
+        let mut entries = self.lock();
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Error::Closed);
+        }
+        for entry in entries.iter_mut().flatten() {
+            let shape = &entry.open.shape;
+            if shape.namespace.id() != namespace || entry.open.closed.load(Ordering::SeqCst) {
+                continue;
+            }
+            if (shape.first_lba, shape.len_bytes) == (first_lba, len_bytes) {
+                entry.handles += 1;
+                return Ok(Opened::Again(entry.open.clone()));
+            }
+            let block = u64::from(shape.namespace.block_bytes());
+            let (start, other) = (first_lba * block, shape.first_lba * block);
+            if start < other + shape.len_bytes && other < start + len_bytes {
+                return Err(Error::Mapping {
+                    reason: format!(
+                        "bytes {start}..{} overlap the open mapping of bytes {other}..{}; open exactly that range for \
+                         another handle, or close it first",
+                        start + len_bytes,
+                        other + shape.len_bytes
+                    ),
+                });
+            }
+        }
+        let Some(slot) = entries.iter().position(Option::is_none) else {
+            return Err(Error::Mapping {
+                reason: format!("{MAPPINGS_MAX} mappings are open, which is the most; close one first"),
+            });
+        };
+        let open = Arc::new(make(slot as u16));
+        entries[slot] = Some(Entry { open: open.clone(), handles: 1 });
+        Ok(Opened::New(open))
+    }
+
+    pub(crate) fn add_handle(&self, open: &Arc<OpenMapping>) {
+        if let Some(entry) = &mut self.lock()[open.shape.slot as usize] {
+            entry.handles += 1;
+        }
+    }
+
+    pub(crate) fn drop_handle(&self, open: &Arc<OpenMapping>) {
+        let slot = &mut self.lock()[open.shape.slot as usize];
+        if let Some(entry) = slot {
+            entry.handles -= 1;
+            // A mapping without handles stays open and cached, unless it was closed.
+            if entry.handles == 0 && open.closed.load(Ordering::SeqCst) {
+                *slot = None;
+            }
+        }
+    }
+
+    /// Mappings that are open.
+    pub(crate) fn all(&self) -> Vec<Arc<OpenMapping>> {
+        let entries = self.lock();
+        let open = entries.iter().flatten().filter(|entry| !entry.open.closed.load(Ordering::SeqCst));
+        open.map(|entry| entry.open.clone()).collect()
+    }
+
+    /// The shape in a slot, open or closed.
+    pub(crate) fn with_shape<T>(&self, slot: u16, read: impl FnOnce(&MappingShape) -> T) -> Option<T> {
+        self.lock().get(slot as usize)?.as_ref().map(|entry| read(&entry.open.shape))
+    }
+}

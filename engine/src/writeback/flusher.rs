@@ -1,0 +1,178 @@
+//! The background flusher: decides when a shard writes without being asked, and where it goes on.
+
+use super::pass::PassState;
+
+/// Why the flusher runs; visible in traces (`wb_reason`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// More pages are dirty than the background limit.
+    DirtyLimit,
+    /// A request waits for a frame and too few are clean.
+    FramesNeeded,
+    /// The interval has passed.
+    Interval,
+}
+
+/// What the flusher looks at.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pressure {
+    pub dirty_pages: u64,
+    /// A request waits for frames.
+    pub frames_needed: bool,
+    pub now_ns: u64,
+}
+
+/// The flusher of one shard. It writes mapping by mapping; each mapping's cursor is kept where its last pass
+/// ended and begins anew at 0 after the end (WB-02).
+#[derive(Debug)]
+pub(crate) struct Flusher {
+    background_pages: u64,
+    interval_ns: u64,
+    /// When dirty pages were first seen since all was clean, or since the last pass over everything ended.
+    armed_ns: Option<u64>,
+    /// After a failed write, no background pass before this time.
+    retry_ns: u64,
+    pub running: Option<Run>,
+}
+
+/// One round over all open mappings.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub reason: Reason,
+    /// Position in the shard's list of open mappings.
+    pub position: usize,
+    /// The pass over the mapping at `position`, once begun.
+    pub pass: Option<PassState>,
+    /// Mappings whose pass has ended in this round.
+    pub finished: usize,
+    /// Pages written in this round.
+    pub pages: u64,
+}
+
+/// How long background passes pause after a write has failed.
+const RETRY_NS: u64 = 100_000_000;
+
+impl Flusher {
+    pub(crate) fn new(background_pages: u64, interval_ns: u64) -> Self {
+        Self { background_pages, interval_ns, armed_ns: None, retry_ns: 0, running: None }
+    }
+
+    /// A background write failed: its pages are dirty again and would be tried at once.
+    pub(crate) fn note_failure(&mut self, now_ns: u64) {
+        self.retry_ns = now_ns + RETRY_NS;
+        self.running = None;
+    }
+
+    /// Decides whether a round should run now, and starts or stops it.
+    pub(crate) fn decide(&mut self, pressure: Pressure) {
+        let Pressure { dirty_pages, frames_needed, now_ns } = pressure;
+        if dirty_pages == 0 {
+            self.armed_ns = None;
+            self.running = None;
+            return;
+        }
+        let armed = *self.armed_ns.get_or_insert(now_ns);
+        if self.running.is_some() || now_ns < self.retry_ns {
+            return;
+        }
+        let reason = if frames_needed {
+            Reason::FramesNeeded
+        } else if dirty_pages > self.background_pages {
+            Reason::DirtyLimit
+        } else if now_ns.saturating_sub(armed) >= self.interval_ns {
+            Reason::Interval
+        } else {
+            return;
+        };
+        tracing::debug!(?reason, dirty_pages, "writeback_start");
+        self.running = Some(Run { reason, position: 0, pass: None, finished: 0, pages: 0 });
+    }
+
+    /// Whether the round that runs has done enough: all mappings seen, or the pressure that started it is gone.
+    pub(crate) fn is_done(&self, pressure: Pressure, mappings: usize) -> bool {
+        let Some(run) = &self.running else { return true };
+        if run.finished >= mappings {
+            return true;
+        }
+        match run.reason {
+            // Down to half the limit, so that the flusher doesn't start and stop page by page.
+            Reason::DirtyLimit => pressure.dirty_pages <= self.background_pages / 2,
+            Reason::FramesNeeded => !pressure.frames_needed,
+            Reason::Interval => false,
+        }
+    }
+
+    /// The round has ended.
+    pub(crate) fn end(&mut self, now_ns: u64) {
+        if let Some(run) = self.running.take() {
+            tracing::debug!(reason = ?run.reason, pages = run.pages, "writeback_written");
+            if run.reason == Reason::Interval {
+                self.armed_ns = Some(now_ns);
+            }
+        }
+    }
+
+    /// When the flusher wants to be asked again although nothing happens; `None` while all is clean.
+    pub(crate) fn due_ns(&self) -> Option<u64> {
+        self.armed_ns.map(|armed| (armed + self.interval_ns).max(self.retry_ns))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pressure(dirty_pages: u64, frames_needed: bool, now_ns: u64) -> Pressure {
+        Pressure { dirty_pages, frames_needed, now_ns }
+    }
+
+    fn reason(flusher: &Flusher) -> Option<Reason> {
+        flusher.running.as_ref().map(|run| run.reason)
+    }
+
+    #[test]
+    fn a_few_dirty_pages_wait_for_the_interval_and_are_then_written() {
+        let mut flusher = Flusher::new(100, 1000);
+        flusher.decide(pressure(5, false, 10));
+        assert_eq!(reason(&flusher), None);
+        assert_eq!(flusher.due_ns(), Some(1010));
+        flusher.decide(pressure(5, false, 1009));
+        assert_eq!(reason(&flusher), None);
+        flusher.decide(pressure(5, false, 1010));
+        assert_eq!(reason(&flusher), Some(Reason::Interval));
+    }
+
+    #[test]
+    fn more_than_the_limit_starts_at_once_and_stops_at_half() {
+        let mut flusher = Flusher::new(100, 1000);
+        flusher.decide(pressure(101, false, 0));
+        assert_eq!(reason(&flusher), Some(Reason::DirtyLimit));
+        assert!(!flusher.is_done(pressure(51, false, 1), 1));
+        assert!(flusher.is_done(pressure(50, false, 1), 1));
+    }
+
+    #[test]
+    fn a_request_without_a_frame_starts_at_once() {
+        let mut flusher = Flusher::new(100, 1000);
+        flusher.decide(pressure(1, true, 0));
+        assert_eq!(reason(&flusher), Some(Reason::FramesNeeded));
+    }
+
+    #[test]
+    fn a_failed_write_makes_the_flusher_pause() {
+        let mut flusher = Flusher::new(0, 0);
+        flusher.note_failure(50);
+        flusher.decide(pressure(10, true, 60));
+        assert_eq!(reason(&flusher), None);
+        flusher.decide(pressure(10, true, 50 + RETRY_NS));
+        assert!(flusher.running.is_some());
+    }
+
+    #[test]
+    fn all_clean_disarms_the_timer() {
+        let mut flusher = Flusher::new(100, 1000);
+        flusher.decide(pressure(5, false, 10));
+        flusher.decide(pressure(0, false, 20));
+        assert_eq!(flusher.due_ns(), None);
+    }
+}

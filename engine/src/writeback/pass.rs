@@ -1,0 +1,144 @@
+//! A pass over the dirty folios of one mapping in one shard (`writeback_iter`).
+//!
+//! [`PassState`] lasts over shard steps; [`WritebackPass`] is the iterator of one step. It hands folios out
+//! **locked, in strictly ascending order, never twice, and never wraps** (WB-01). A [`LockedFolio`] that is
+//! dropped is unlocked and stays dirty, so no way out of a pass leaves a locked folio behind (WB-08).
+
+use std::ops::Range;
+
+use crate::cache::ShardCache;
+use crate::cache::folio::{FrameId, LockRefusal};
+use crate::cache::shape::MappingShape;
+use crate::cache::tags::{Find, LeafPages, Tag};
+
+/// What a pass promises (`enum writeback_sync_modes`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum SyncMode {
+    /// Background: writes what it can have without waiting.
+    None,
+    /// Integrity: writes everything that carried TOWRITE when it began; waits where it must.
+    All,
+}
+
+/// Where a pass stands.
+#[derive(Clone, Debug)]
+pub(crate) struct PassState {
+    pub mode: SyncMode,
+    /// Shard-local pages still to look at; the start is the cursor.
+    pub rest: Range<u64>,
+}
+
+impl PassState {
+    /// An integrity pass over `range`: first tags what is dirty now (WB-03), so that it ends although others
+    /// keep dirtying pages of the range.
+    pub(crate) fn integrity(cache: &ShardCache, shape: &MappingShape, range: Range<u64>) -> Self {
+        cache.tree.tag_for_writeback(shape.tree, range.clone());
+        Self { mode: SyncMode::All, rest: range }
+    }
+
+    /// A background pass over `range`.
+    pub(crate) fn background(range: Range<u64>) -> Self {
+        Self { mode: SyncMode::None, rest: range }
+    }
+
+    fn tag(&self) -> Tag {
+        match self.mode {
+            SyncMode::None => Tag::Dirty,
+            SyncMode::All => Tag::ToWrite,
+        }
+    }
+}
+
+/// What the iterator says.
+#[derive(Debug)]
+pub(crate) enum Next<'a> {
+    /// A dirty folio, locked.
+    Folio(LockedFolio<'a>),
+    /// An integrity pass has come to a folio that somebody holds or the device is still writing; the cursor
+    /// stays there.
+    Blocked(FrameId),
+    /// Nothing is left.
+    End,
+}
+
+/// The iterator of one step.
+#[derive(Debug)]
+pub(crate) struct WritebackPass<'a> {
+    cache: &'a ShardCache,
+    shape: &'a MappingShape,
+    state: &'a mut PassState,
+    /// Tagged pages of the leaf that was looked up last: folios are found by tag 64 at a time (WB-07).
+    batch: LeafPages,
+}
+
+impl<'a> WritebackPass<'a> {
+    pub(crate) fn new(cache: &'a ShardCache, shape: &'a MappingShape, state: &'a mut PassState) -> Self {
+        Self { cache, shape, state, batch: LeafPages { base: 0, pages: 0 } }
+    }
+
+    /// The next folio to write (`folio_prepare_writeback`, WB-06).
+    pub(crate) fn next(&mut self) -> Next<'a> {
+        loop {
+            if self.batch.pages == 0 {
+                let find = Find::Tagged(self.state.tag());
+                match self.cache.tree.next(self.shape.tree, find, self.state.rest.clone()) {
+                    Some(batch) => self.batch = batch,
+                    None => {
+                        self.state.rest.start = self.state.rest.end;
+                        return Next::End;
+                    }
+                }
+            }
+            let local = self.batch.base + u64::from(self.batch.pages.trailing_zeros());
+            self.batch.pages &= self.batch.pages - 1;
+            let page = self.shape.striping.page(self.cache.shard, local);
+            let Some(frame) = self.cache.find(self.shape, page) else { continue };
+            match self.cache.shared.folio(frame).lock_for_writeback(self.shape.key(page)) {
+                Ok(()) => {
+                    self.state.rest.start = local + 1;
+                    return Next::Folio(LockedFolio { cache: self.cache, shape: self.shape, frame, page });
+                }
+                Err(LockRefusal::Exclusive | LockRefusal::InFlight) if self.state.mode == SyncMode::All => {
+                    self.state.rest.start = local;
+                    self.batch.pages = 0;
+                    return Next::Blocked(frame);
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Puts the cursor back to a folio that was handed out and given back.
+    pub(crate) fn put_back(&mut self, folio: LockedFolio<'a>) {
+        self.state.rest.start = self.shape.striping.local(folio.page);
+        self.batch.pages = 0;
+        drop(folio);
+    }
+}
+
+/// A dirty folio that a pass holds locked.
+#[derive(Debug)]
+#[must_use = "a locked folio that is dropped stays dirty"]
+pub(crate) struct LockedFolio<'a> {
+    cache: &'a ShardCache,
+    shape: &'a MappingShape,
+    pub frame: FrameId,
+    pub page: u64,
+}
+
+impl LockedFolio<'_> {
+    /// The folio goes under writeback; its frame is the device's when the command is submitted.
+    pub(crate) fn start_writeback(self) -> (u64, FrameId) {
+        self.cache.start_writeback(self.shape, self.frame);
+        let (page, frame) = (self.page, self.frame);
+        std::mem::forget(self);
+        (page, frame)
+    }
+}
+
+impl Drop for LockedFolio<'_> {
+    fn drop(&mut self) {
+        // Nobody parks between lock and unlock: both happen within one step of the shard.
+        self.cache.shared.folio(self.frame).unlock();
+    }
+}
