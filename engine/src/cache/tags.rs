@@ -93,31 +93,25 @@ impl TagNodes {
     /// Clears DIRTY for the page at `slot` of `leaf`, and the summaries that became empty. The shard only.
     pub(crate) fn clear_dirty(&self, leaf: u32, slot: u32) {
         const DIRTY: usize = Tag::Dirty as usize;
-        let mut node = leaf;
+        let mut node = &self.nodes[leaf as usize];
         let mut bit = 1 << slot;
-        loop {
-            let at = &self.nodes[node as usize];
-            let before = at.marks[DIRTY].fetch_and(!bit, Ordering::AcqRel);
-            if before & !bit != 0 {
-                return;
-            }
-            let parent = at.parent.load(Ordering::Relaxed);
+        let mut before = node.marks[DIRTY].fetch_and(!bit, Ordering::AcqRel);
+        let mut number = leaf;
+        while before & !bit == 0 {
+            let parent = node.parent.load(Ordering::Relaxed);
             if parent == NONE {
                 return;
             }
-            bit = 1 << at.slot.load(Ordering::Relaxed);
-            // The summary first, then a second look: a bit that came back meanwhile is raised again.
+            bit = 1 << node.slot.load(Ordering::Relaxed);
+            // The summary first, then a second look: a bit that came back meanwhile is raised again. Each summary
+            // bit is cleared once only, since a second time it may already stand for a new mark below.
             let above = &self.nodes[parent as usize];
-            let before = above.marks[DIRTY].fetch_and(!bit, Ordering::AcqRel);
-            if at.marks[DIRTY].load(Ordering::Acquire) != 0 {
-                self.raise_dirty(node);
+            before = above.marks[DIRTY].fetch_and(!bit, Ordering::AcqRel);
+            if node.marks[DIRTY].load(Ordering::Acquire) != 0 {
+                self.raise_dirty(number);
                 return;
             }
-            if before & !bit != 0 {
-                return;
-            }
-            node = parent;
-            // The parent's bit is clear already; the next round finds its word empty and goes on upwards.
+            (node, number) = (above, parent);
         }
     }
 
