@@ -182,7 +182,7 @@ impl Bed {
     }
 
     /// Polls `future` once.
-    pub fn poll_once<T>(&mut self, future: std::pin::Pin<&mut impl Future<Output = T>>) -> Poll<T> {
+    pub fn poll_once<T>(&mut self, future: std::pin::Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> {
         future.poll(&mut Context::from_waker(Waker::noop()))
     }
 
