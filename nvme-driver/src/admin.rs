@@ -201,6 +201,10 @@ impl AdminQueue {
         nsid: u32,
     ) -> Result<Box<T>, DriverError> {
         const { assert!(size_of::<T>() == PAGE_BYTES, "Identify returns one page") };
+        // A command that timed out may still write to the page.
+        if self.failed {
+            return Err(DriverError::AdminQueueFailed);
+        }
         // What a device doesn't write must not look like an earlier answer.
         self.page.as_mut_slice().fill(0);
         let command = Command {

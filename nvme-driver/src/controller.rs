@@ -119,9 +119,7 @@ impl Controller {
         clock: Box<dyn Clock>,
     ) -> Result<Self, DriverError> {
         options.check()?;
-        let mut entries_max = 0;
         let device = Device::start(transport, clock, |queue_entries_max| {
-            entries_max = queue_entries_max;
             let shape = options.queue_shape(queue_entries_max, options.max_transfer_bytes);
             MemoryPlan {
                 data_bytes: options.arena_bytes,
@@ -133,7 +131,7 @@ impl Controller {
         identity.max_transfer_bytes = identity
             .mdts_bytes
             .map_or(options.max_transfer_bytes, |mdts| mdts.min(options.max_transfer_bytes));
-        let queue_shape = options.queue_shape(entries_max, identity.max_transfer_bytes);
+        let queue_shape = options.queue_shape(device.queue_entries_max(), identity.max_transfer_bytes);
         identity.queue_entries = queue_shape.entries;
         identity.queue_pairs = negotiate_queues(&device, options.io_queue_pairs)?;
         let namespaces = namespaces(&device, &identity)?;
@@ -210,16 +208,6 @@ impl fmt::Debug for Controller {
             .field("identity", &self.identity)
             .field("namespaces", &self.namespaces)
             .finish_non_exhaustive()
-    }
-}
-
-impl QueueShape {
-    /// Memory that a queue pair of this shape takes from the driver's arena, in bytes.
-    fn memory_bytes(&self) -> usize {
-        let entries = usize::from(self.entries);
-        (entries * Command::BYTES).next_multiple_of(PAGE_BYTES)
-            + (entries * Completion::BYTES).next_multiple_of(PAGE_BYTES)
-            + self.lists_bytes()
     }
 }
 

@@ -60,8 +60,8 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    /// Resets and enables the controller behind `transport`. `plan` is asked once the largest possible queue is
-    /// known, in entries.
+    /// Resets and enables the controller behind `transport`. `plan` is asked once the largest possible queue, in
+    /// entries, is known.
     pub(crate) fn start(
         transport: Arc<dyn Transport>,
         clock: Box<dyn Clock>,
@@ -71,7 +71,7 @@ impl Device {
         let cap = registers.cap()?;
         check_capabilities(cap)?;
         let ready_limit = ready_limit(&registers, cap)?;
-        let plan = plan(u32::from(cap.mqes_z()) + 1);
+        let plan = plan(queue_entries_max(cap));
         let data_bytes = plan.data_bytes.next_multiple_of(PAGE_BYTES);
         let own_bytes = plan.queue_bytes.next_multiple_of(PAGE_BYTES) + AdminQueue::memory_bytes();
         let region = Region::new(Arc::clone(&transport), data_bytes + own_bytes, plan.hugepages)?;
@@ -114,6 +114,11 @@ impl Device {
 
     pub(crate) fn vs(&self) -> Result<Vs, DriverError> {
         self.registers.vs()
+    }
+
+    /// The most entries an I/O queue can have (CAP.MQES).
+    pub(crate) fn queue_entries_max(&self) -> u32 {
+        queue_entries_max(self.cap)
     }
 
     pub(crate) fn data_arena(&self) -> &DmaArena {
@@ -319,6 +324,10 @@ struct QueueIds {
     /// Highest first, so that the lowest is taken first.
     free: Vec<u16>,
     in_use: u16,
+}
+
+fn queue_entries_max(cap: Cap) -> u32 {
+    u32::from(cap.mqes_z()) + 1
 }
 
 fn check_capabilities(cap: Cap) -> Result<(), DriverError> {

@@ -261,8 +261,9 @@ pub enum CommandError {
     /// The queue pair was closed before the command completed; it may or may not have taken effect.
     #[error("the queue pair was closed before the command completed")]
     Aborted,
-    /// The device went away before the command completed; it may or may not have taken effect.
-    #[error("the device went away before the command completed")]
+    /// The device went away, or failed and was stopped, before the command completed; it may or may not have
+    /// taken effect.
+    #[error("the device went away or failed before the command completed")]
     Gone,
 }
 

@@ -3,13 +3,35 @@
 //! The driver owns the rings, the command identifiers and the memory it shares with the device, for as long as
 //! the device may touch it. It starts no thread, takes no lock and allocates nothing on the data path, and it
 //! knows no transport: registers and DMA mappings come through
-//! [`Transport`](foliant_nvme_transport::Transport). It caches nothing and reorders nothing.
+//! [`Transport`]. It caches nothing and reorders nothing.
 //!
 //! ```text
 //!  Controller::open ─► registers (reset, enable) ─► admin queue ─► identify, features, namespaces
 //!        │
 //!        └─ queue_pair() ─► QueuePair ── submit ─► split ─► prp ─► ring ──doorbell──► device
 //!                                     ◄─ poll ◄── slots ◄── ring ◄─────────────────────┘
+//! ```
+//!
+//! Reading one block and waiting for it by polling:
+//!
+//! ```no_run
+//! # use std::sync::Arc;
+//! # use foliant_nvme::{Controller, ControllerOptions, DmaBuffer, Io, Lba, Transport};
+//! # fn example(transport: Arc<dyn Transport>) -> Result<(), Box<dyn std::error::Error>> {
+//! let controller = Controller::open(transport, &ControllerOptions::default())?;
+//! let namespace = controller.namespace(1).ok_or("no namespace 1")?;
+//! let mut queue = controller.queue_pair::<DmaBuffer>()?;
+//!
+//! let buffer = controller.arena().allocate(namespace.block_bytes() as usize)?;
+//! queue.submit(namespace, Io::Read { lba: Lba(0), blocks: 1 }, buffer)?;
+//! queue.ring();
+//! let mut completion = None;
+//! while completion.is_none() {
+//!     queue.pump();
+//!     queue.poll(1, |ended| completion = Some(ended))?;
+//! }
+//! # Ok(())
+//! # }
 //! ```
 //!
 //! Four rules hold everywhere:

@@ -4,6 +4,7 @@ use foliant_nvme_spec::identify;
 
 use crate::error::SubmitError;
 use crate::identity::ControllerIdentity;
+use crate::split::Split;
 
 /// A logical block address, counted in blocks of the namespace's size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -71,18 +72,21 @@ impl Namespace {
     }
 
     /// The namespace identifier (NSID).
+    #[inline]
     #[must_use]
     pub fn id(&self) -> u32 {
         self.id
     }
 
     /// Size in blocks (NSZE).
+    #[inline]
     #[must_use]
     pub fn blocks(&self) -> u64 {
         self.blocks
     }
 
     /// Size of a block in bytes; a power of two.
+    #[inline]
     #[must_use]
     pub fn block_bytes(&self) -> u32 {
         1 << self.block_shift
@@ -113,6 +117,14 @@ impl Namespace {
     #[inline]
     pub(crate) fn max_transfer_blocks(&self) -> u32 {
         self.max_transfer_blocks
+    }
+
+    /// Whether a run of blocks fits into one command: it isn't too long and crosses no boundary.
+    #[inline]
+    pub(crate) fn is_single(&self, lba: Lba, blocks: u32) -> bool {
+        blocks <= self.max_transfer_blocks
+            && (self.optimal_boundary_blocks == 0
+                || Split::new(lba, blocks, self.max_transfer_blocks, self.boundary_blocks()).is_single())
     }
 
     /// The boundary in blocks, 0 for none.

@@ -26,7 +26,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
-use foliant_nvme_spec::{PAGE_BYTES, Status};
+use foliant_nvme_spec::{Command, Completion as CompletionEntry, PAGE_BYTES};
 use foliant_nvme_transport::{Pumped, QueueDrive};
 
 use self::submit::Staged;
@@ -60,9 +60,12 @@ impl QueueShape {
         prp::list_pages(self.max_transfer_bytes) * PAGE_BYTES
     }
 
-    /// Memory of all slots' lists in bytes.
-    pub(crate) fn lists_bytes(self) -> usize {
-        usize::from(self.slots()) * self.list_bytes()
+    /// Memory that a queue pair of this shape takes from the driver's arena, in bytes: both rings and the lists.
+    pub(crate) fn memory_bytes(self) -> usize {
+        let entries = usize::from(self.entries);
+        (entries * Command::BYTES).next_multiple_of(PAGE_BYTES)
+            + (entries * CompletionEntry::BYTES).next_multiple_of(PAGE_BYTES)
+            + usize::from(self.slots()) * self.list_bytes()
     }
 }
 
@@ -158,7 +161,7 @@ impl<P: Payload> QueuePair<P> {
     /// without segments.
     ///
     /// # Errors
-    /// [`Rejected`] gives the payload back and says why; [`SubmitError::Full`] is the one that passes.
+    /// [`Rejected`] gives the payload back and says why; [`SubmitError::Full`](crate::SubmitError::Full) is the one that passes.
     #[inline]
     pub fn submit(&mut self, namespace: &Namespace, io: Io, payload: P) -> Result<(), Rejected<P>> {
         match self.stage(namespace, io, &payload) {
@@ -205,19 +208,11 @@ impl<P: Payload> QueuePair<P> {
         while consumed < budget
             && let Some(entry) = self.held.completions.peek()
         {
-            match self.settle(entry) {
-                Ok(ended) => {
-                    self.held.completions.advance();
-                    consumed += 1;
-                    if let Some((payload, status)) = ended {
-                        self.deliver(payload, status, &mut sink);
-                    }
-                }
-                Err(failure) => {
-                    result = Err(failure);
-                    break;
-                }
+            if let Err(failure) = self.settle(entry, &mut sink) {
+                result = Err(failure);
+                break;
             }
+            consumed += 1;
         }
         self.stats.completions += u64::from(consumed);
         self.stats.cq_doorbells += u64::from(self.held.completions.ring());
@@ -267,7 +262,7 @@ impl<P: Payload> QueuePair<P> {
 
     /// Deletes the queues on the device and hands every payload still in flight to `sink`: with its result where
     /// the device completed it, otherwise with [`CommandError::Aborted`], or [`CommandError::Gone`] when the
-    /// device is gone.
+    /// device is gone or has failed.
     ///
     /// # Errors
     /// When the device doesn't confirm the deletion and can't be kept from memory either; payloads in flight are
@@ -281,23 +276,21 @@ impl<P: Payload> QueuePair<P> {
 
 /// Completion and the queue pair's end.
 impl<P: Payload> QueuePair<P> {
-    /// Checks a completion entry and settles its command. A fault is latched (Q4).
+    /// Checks a completion entry, settles its command and consumes it. A fault is latched (Q4).
     #[inline]
-    fn settle(&mut self, entry: Entry) -> Result<Option<(P, Status)>, QueueError> {
-        let (dw2, cid) = (entry.dw2, entry.dw3.cid());
-        if dw2.sqid() == self.qid
-            && u32::from(dw2.sqhd()) < self.held.submissions.entries()
-            && let Ok(ended) = self.held.slots.settle(cid, entry.dw3.status())
-        {
-            return Ok(ended);
+    fn settle(&mut self, entry: Entry, sink: &mut impl FnMut(Completion<P>)) -> Result<(), QueueError> {
+        let Held { submissions, completions, slots, .. } = &mut *self.held;
+        // Consumed before the caller sees it, so that a panic in `sink` can't make it come twice.
+        completions.advance();
+        let (dw2, errors) = (entry.dw2, &mut self.stats.errors);
+        if dw2.sqid() != self.qid || u32::from(dw2.sqhd()) >= submissions.entries() {
+            return Err(self.fail(entry));
         }
-        Err(self.fail(entry))
-    }
-
-    #[inline]
-    fn deliver(&mut self, payload: P, status: Status, sink: &mut impl FnMut(Completion<P>)) {
-        self.stats.errors += u64::from(!status.is_success());
-        sink(Completion::new(payload, status));
+        let settled = slots.settle(entry.dw3.cid(), entry.dw3.status(), |payload, status| {
+            *errors += u64::from(!status.is_success());
+            sink(Completion::new(payload, status));
+        });
+        settled.map_err(|_| self.fail(entry))
     }
 
     #[cold]
@@ -325,7 +318,7 @@ impl<P: Payload> QueuePair<P> {
             return Ok(CommandError::Aborted);
         }
         if device.is_stopped() {
-            // A shutdown waits for the queue pairs, so the device was cut off because it was gone.
+            // A shutdown waits for the queue pairs, so the device was stopped because it was gone or had failed.
             device.return_queue_id(qid, Deleted::No);
             *is_closed = true;
             return Ok(CommandError::Gone);
@@ -344,7 +337,8 @@ impl<P: Payload> QueuePair<P> {
                 device.return_queue_id(qid, Deleted::Yes);
                 CommandError::Aborted
             }
-            Err(DriverError::Gone) if device.stop() => {
+            // Only a reset helps such a controller, so this takes nothing from its other queues.
+            Err(DriverError::Gone | DriverError::ControllerFatal { .. }) if device.stop() => {
                 device.return_queue_id(qid, Deleted::No);
                 CommandError::Gone
             }
@@ -359,13 +353,9 @@ impl<P: Payload> QueuePair<P> {
         // The head doorbell isn't rung: its queue no longer exists.
         while self.failure.is_none()
             && let Some(entry) = self.held.completions.peek()
-            && let Ok(ended) = self.settle(entry)
+            && self.settle(entry, sink).is_ok()
         {
-            self.held.completions.advance();
             self.stats.completions += 1;
-            if let Some((payload, status)) = ended {
-                self.deliver(payload, status, sink);
-            }
         }
         for payload in self.held.slots.drain() {
             sink(Completion { payload, result: Err(ending) });

@@ -130,33 +130,44 @@ impl<P> Slots<P> {
         }
     }
 
-    /// Settles the command `cid` with the device's answer. Returns the payload and the request's status when it
-    /// was the last command of its request.
-    #[inline]
-    pub(crate) fn settle(&mut self, cid: u16, status: Status) -> Result<Option<(P, Status)>, NotOutstanding> {
+    /// Settles the command `cid` with the device's answer. Hands the payload and the request's status to `ended`
+    /// when it was the last command of its request.
+    // Inlined for certain: `ended` then takes the payload straight out of the slot.
+    #[inline(always)]
+    pub(crate) fn settle(
+        &mut self,
+        cid: u16,
+        status: Status,
+        ended: impl FnOnce(P, Status),
+    ) -> Result<(), NotOutstanding> {
         let index = cid & INDEX_MASK;
         let slot = self.slots.get_mut(usize::from(index)).ok_or(NotOutstanding)?;
         if slot.cid != cid || slot.state != State::Issued {
             return Err(NotOutstanding);
         }
-        if slot.link != index {
-            let parent = slot.link;
+        if slot.link == index && slot.outstanding == 1 {
+            let status = if slot.status.is_success() { status } else { slot.status };
+            let payload = slot.payload.take();
             self.release(index);
-            return Ok(self.settle_part(parent, status));
+            if let Some(payload) = payload {
+                ended(payload, status);
+            }
+        } else if let Some((payload, status)) = self.settle_part(index, status) {
+            ended(payload, status);
         }
-        if slot.outstanding != 1 {
-            slot.state = State::Settled;
-            return Ok(self.settle_part(index, status));
-        }
-        let status = if slot.status.is_success() { status } else { slot.status };
-        let payload = slot.payload.take();
-        self.release(index);
-        Ok(payload.map(|payload| (payload, status)))
+        Ok(())
     }
 
-    /// Notes at the parent that one of its commands has completed.
+    /// Settles one of several commands of a request; returns what [`settle`](Self::settle) hands out.
     #[inline(never)]
-    fn settle_part(&mut self, parent: u16, status: Status) -> Option<(P, Status)> {
+    fn settle_part(&mut self, index: u16, status: Status) -> Option<(P, Status)> {
+        let slot = &mut self.slots[usize::from(index)];
+        let parent = slot.link;
+        if parent == index {
+            slot.state = State::Settled;
+        } else {
+            self.release(index);
+        }
         let slot = &mut self.slots[usize::from(parent)];
         slot.outstanding -= 1;
         if slot.status.is_success() {
@@ -191,6 +202,17 @@ mod tests {
     use super::*;
     use foliant_nvme_spec::StatusCode;
 
+    /// Settles a command; returns what comes back.
+    fn settle(
+        slots: &mut Slots<u32>,
+        cid: u16,
+        status: Status,
+    ) -> Result<Option<(u32, Status)>, NotOutstanding> {
+        let mut back = None;
+        slots.settle(cid, status, |payload, status| back = Some((payload, status)))?;
+        Ok(back)
+    }
+
     fn issue_one(slots: &mut Slots<u32>, payload: u32) -> u16 {
         let index = slots.next().unwrap();
         let cid = slots.issue(index, index);
@@ -216,8 +238,8 @@ mod tests {
         let mut slots = Slots::new(4);
         let first = issue_one(&mut slots, 1);
         let second = issue_one(&mut slots, 2);
-        assert_eq!(slots.settle(second, Status::SUCCESS), Ok(Some((2, Status::SUCCESS))));
-        assert_eq!(slots.settle(first, Status::SUCCESS), Ok(Some((1, Status::SUCCESS))));
+        assert_eq!(settle(&mut slots, second, Status::SUCCESS), Ok(Some((2, Status::SUCCESS))));
+        assert_eq!(settle(&mut slots, first, Status::SUCCESS), Ok(Some((1, Status::SUCCESS))));
         assert_eq!(slots.free(), 4);
     }
 
@@ -230,33 +252,33 @@ mod tests {
 
     #[test]
     fn an_identifier_out_of_bounds_is_not_outstanding() {
-        let mut slots = Slots::<u32>::new(4);
-        assert_eq!(slots.settle(4, Status::SUCCESS), Err(NotOutstanding));
-        assert_eq!(slots.settle(0xFFFF, Status::SUCCESS), Err(NotOutstanding));
+        let mut slots = Slots::new(4);
+        assert_eq!(settle(&mut slots, 4, Status::SUCCESS), Err(NotOutstanding));
+        assert_eq!(settle(&mut slots, 0xFFFF, Status::SUCCESS), Err(NotOutstanding));
     }
 
     #[test]
     fn an_identifier_never_issued_is_not_outstanding() {
-        assert_eq!(Slots::<u32>::new(4).settle(0, Status::SUCCESS), Err(NotOutstanding));
+        assert_eq!(settle(&mut Slots::new(4), 0, Status::SUCCESS), Err(NotOutstanding));
     }
 
     #[test]
     fn a_completion_that_comes_twice_is_recognised_after_the_slot_was_taken_again() {
         let mut slots = Slots::new(1);
         let stale = issue_one(&mut slots, 1);
-        slots.settle(stale, Status::SUCCESS).unwrap();
+        settle(&mut slots, stale, Status::SUCCESS).unwrap();
         let fresh = issue_one(&mut slots, 2);
         assert_ne!(stale, fresh);
-        assert_eq!(slots.settle(stale, Status::SUCCESS), Err(NotOutstanding));
-        assert_eq!(slots.settle(fresh, Status::SUCCESS), Ok(Some((2, Status::SUCCESS))));
+        assert_eq!(settle(&mut slots, stale, Status::SUCCESS), Err(NotOutstanding));
+        assert_eq!(settle(&mut slots, fresh, Status::SUCCESS), Ok(Some((2, Status::SUCCESS))));
     }
 
     #[test]
     fn a_parent_that_completes_twice_is_recognised_while_its_request_is_outstanding() {
         let mut slots = Slots::new(3);
         let cids = issue_many(&mut slots, 3, 9);
-        assert_eq!(slots.settle(cids[0], Status::SUCCESS), Ok(None));
-        assert_eq!(slots.settle(cids[0], Status::SUCCESS), Err(NotOutstanding));
+        assert_eq!(settle(&mut slots, cids[0], Status::SUCCESS), Ok(None));
+        assert_eq!(settle(&mut slots, cids[0], Status::SUCCESS), Err(NotOutstanding));
     }
 
     #[test]
@@ -265,9 +287,9 @@ mod tests {
         for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2], [0, 2, 1]] {
             let mut slots = Slots::new(3);
             let cids = issue_many(&mut slots, 3, 9);
-            assert_eq!(slots.settle(cids[order[0]], Status::SUCCESS), Ok(None));
-            assert_eq!(slots.settle(cids[order[1]], first), Ok(None));
-            assert_eq!(slots.settle(cids[order[2]], second), Ok(Some((9, first))));
+            assert_eq!(settle(&mut slots, cids[order[0]], Status::SUCCESS), Ok(None));
+            assert_eq!(settle(&mut slots, cids[order[1]], first), Ok(None));
+            assert_eq!(settle(&mut slots, cids[order[2]], second), Ok(Some((9, first))));
             assert_eq!(slots.free(), 3);
         }
     }
@@ -277,8 +299,8 @@ mod tests {
         let failure = Status::of(StatusCode::WRITE_FAULT);
         let mut slots = Slots::new(2);
         let cids = issue_many(&mut slots, 2, 9);
-        assert_eq!(slots.settle(cids[1], failure), Ok(None));
-        assert_eq!(slots.settle(cids[0], Status::SUCCESS), Ok(Some((9, failure))));
+        assert_eq!(settle(&mut slots, cids[1], failure), Ok(None));
+        assert_eq!(settle(&mut slots, cids[0], Status::SUCCESS), Ok(Some((9, failure))));
     }
 
     #[test]
@@ -292,7 +314,7 @@ mod tests {
         }
         slots.withdraw(parent);
         assert_eq!(slots.free(), 3);
-        assert_eq!(slots.settle(kept, Status::SUCCESS), Ok(Some((1, Status::SUCCESS))));
+        assert_eq!(settle(&mut slots, kept, Status::SUCCESS), Ok(Some((1, Status::SUCCESS))));
     }
 
     #[test]
@@ -302,7 +324,7 @@ mod tests {
             let cids = issue_many(&mut slots, SLOTS_MAX, 0);
             assert!(cids.iter().all(|&cid| cid != 0xFFFF));
             for cid in cids {
-                slots.settle(cid, Status::SUCCESS).unwrap();
+                settle(&mut slots, cid, Status::SUCCESS).unwrap();
             }
         }
     }

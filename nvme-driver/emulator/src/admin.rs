@@ -219,11 +219,7 @@ impl AdminController {
         }
     }
 
-    fn create_completion_queue(
-        &mut self,
-        command: &Command,
-        device: &Attachment,
-    ) -> Result<u32, StatusCode> {
+    fn create_completion_queue(&mut self, command: &Command, device: &Attachment) -> Result<u32, StatusCode> {
         let (qid, memory) = new_queue(command, device)?;
         let cdw11 = CreateCompletionQueueCdw11::from(command.cdw11);
         if !cdw11.pc() {
@@ -242,11 +238,7 @@ impl AdminController {
         Ok(0)
     }
 
-    fn create_submission_queue(
-        &mut self,
-        command: &Command,
-        device: &Attachment,
-    ) -> Result<u32, StatusCode> {
+    fn create_submission_queue(&mut self, command: &Command, device: &Attachment) -> Result<u32, StatusCode> {
         let (qid, memory) = new_queue(command, device)?;
         let cdw11 = CreateSubmissionQueueCdw11::from(command.cdw11);
         if self.sq_to_cq.contains_key(&qid) {
@@ -264,11 +256,7 @@ impl AdminController {
         Ok(0)
     }
 
-    fn delete_submission_queue(
-        &mut self,
-        command: &Command,
-        device: &Attachment,
-    ) -> Result<u32, StatusCode> {
+    fn delete_submission_queue(&mut self, command: &Command, device: &Attachment) -> Result<u32, StatusCode> {
         let qid = DeleteQueueCdw10::from(command.cdw10).qid();
         let cqid = self.sq_to_cq.remove(&qid).ok_or(StatusCode::INVALID_QUEUE_IDENTIFIER)?;
         if let Some(mut group) = device.group(cqid)
@@ -365,9 +353,7 @@ impl AdminController {
             was_held
         } else {
             let group = self.sq_to_cq.get(&sqid).and_then(|cqid| device.group(*cqid));
-            group.is_some_and(|mut group| {
-                group.as_mut().is_some_and(|group| group.abort(sqid, cid, device))
-            })
+            group.is_some_and(|mut group| group.as_mut().is_some_and(|group| group.abort(sqid, cid, device)))
         };
         u32::from(!was_aborted)
     }

@@ -194,7 +194,9 @@ pub enum ConfigError {
         block_bytes: u32,
     },
     /// A size is zero or no multiple of the block size.
-    #[error("size={size_bytes} is no multiple of the {block_bytes}-byte block; the nearest are {below} and {above}")]
+    #[error(
+        "size={size_bytes} is no multiple of the {block_bytes}-byte block; the nearest are {below} and {above}"
+    )]
     SizeUnaligned {
         /// The size asked for, in bytes.
         size_bytes: u64,
@@ -350,11 +352,7 @@ impl EmulatedConfig {
 }
 
 fn in_range(name: &'static str, value: u64, min: u64, max: u64) -> Result<(), ConfigError> {
-    if (min..=max).contains(&value) {
-        Ok(())
-    } else {
-        Err(ConfigError::OutOfRange { name, value, min, max })
-    }
+    if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError::OutOfRange { name, value, min, max }) }
 }
 
 #[cfg(test)]

@@ -149,8 +149,7 @@ impl FaultTable {
 mod tests {
     use super::*;
 
-    const READ: Candidate =
-        Candidate { qid: 1, opcode: NvmOpcode::READ.0, nsid: 1, slba: 100, blocks: 8 };
+    const READ: Candidate = Candidate { qid: 1, opcode: NvmOpcode::READ.0, nsid: 1, slba: 100, blocks: 8 };
 
     fn table(faults: &[(Match, Action)]) -> FaultTable {
         let mut table = FaultTable::default();

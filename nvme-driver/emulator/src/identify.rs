@@ -102,7 +102,6 @@ pub(crate) fn descriptors(config: &EmulatedConfig, nsid: u32) -> [u8; 4096] {
     list
 }
 
-
 /// An identifier that is the same for the same serial number and namespace: the serial number's FNV-1a hash, then
 /// the namespace id.
 fn nguid(config: &EmulatedConfig, nsid: u32) -> [u8; 16] {

@@ -148,8 +148,9 @@ impl Model {
         work: &Work<'_>,
     ) -> Result<(), MediaError> {
         for (offset, block_bytes) in extents.iter().flat_map(|extent| self.blocks_of(*extent)) {
-            state.blocks.entry(offset).or_insert_with(|| {
-                Block { durable: self.read_block(offset, block_bytes), versions: Vec::new() }
+            state.blocks.entry(offset).or_insert_with(|| Block {
+                durable: self.read_block(offset, block_bytes),
+                versions: Vec::new(),
             });
         }
         let result = self.ram.run(work);
@@ -175,8 +176,7 @@ impl Model {
                 let offsets: Vec<u64> =
                     state.blocks.range(extent.offset..extent.end()).map(|(offset, _)| *offset).collect();
                 for offset in offsets {
-                    state
-                        .make_durable(offset, |version| version < command && !incomplete.contains(&version));
+                    state.make_durable(offset, |version| version < command && !incomplete.contains(&version));
                 }
             }
             Some(InFlight::Change { durability: Durability::Cached, .. }) | None => {}
@@ -265,7 +265,9 @@ impl State {
     /// versions go with it, in flight or not: they have been overwritten on the medium.
     fn make_durable(&mut self, offset: u64, is_durable: impl Fn(CommandId) -> bool) {
         let Some(block) = self.blocks.get_mut(&offset) else { return };
-        let Some(newest) = block.versions.iter().rposition(|version| is_durable(version.command)) else { return };
+        let Some(newest) = block.versions.iter().rposition(|version| is_durable(version.command)) else {
+            return;
+        };
         if let Some(version) = block.versions.drain(..=newest).next_back() {
             block.durable = version.data;
         }
@@ -282,7 +284,9 @@ fn choose_survivors(unit: &[(u64, Block)], random: &mut SplitMix64) -> BTreeSet<
         unit.iter().flat_map(|(_, block)| &block.versions).map(|version| version.command).collect();
     let commands: Vec<CommandId> = commands.into_iter().collect();
     let choice = random.below(commands.len() as u64 + 1) as usize;
-    let Some(&last) = choice.checked_sub(1).and_then(|index| commands.get(index)) else { return BTreeSet::new() };
+    let Some(&last) = choice.checked_sub(1).and_then(|index| commands.get(index)) else {
+        return BTreeSet::new();
+    };
     let overlaps_last = |command: CommandId| {
         unit.iter().any(|(_, block)| {
             let has = |wanted| block.versions.iter().any(|version| version.command == wanted);

@@ -112,12 +112,7 @@ fn push_page(
 }
 
 #[inline]
-fn push(
-    dma: &mut DmaView,
-    iova: u64,
-    len_bytes: u64,
-    segments: &mut Vec<Segment>,
-) -> Result<(), StatusCode> {
+fn push(dma: &mut DmaView, iova: u64, len_bytes: u64, segments: &mut Vec<Segment>) -> Result<(), StatusCode> {
     let host = dma.translate(iova, len_bytes).ok_or(StatusCode::DATA_TRANSFER_ERROR)?;
     let len_bytes = len_bytes as usize;
     if let Some(last) = segments.last_mut()
@@ -239,7 +234,10 @@ mod tests {
         bench.write_entry(4080, bench.page(4));
         bench.write_entry(4088, bench.page(6));
         let (data, list) = (bench.page(2), bench.page(0) + 4080);
-        assert_eq!(bench.walk(data, list, 3 * 4096), Ok(vec![(0x2000, 4096), (0x4000, 4096), (0x6000, 4096)]));
+        assert_eq!(
+            bench.walk(data, list, 3 * 4096),
+            Ok(vec![(0x2000, 4096), (0x4000, 4096), (0x6000, 4096)])
+        );
     }
 
     #[test]
@@ -249,7 +247,10 @@ mod tests {
         bench.write_entry(4096, bench.page(4));
         bench.write_entry(4104, bench.page(6));
         let (data, list) = (bench.page(2), bench.page(0) + 4088);
-        assert_eq!(bench.walk(data, list, 3 * 4096), Ok(vec![(0x2000, 4096), (0x4000, 4096), (0x6000, 4096)]));
+        assert_eq!(
+            bench.walk(data, list, 3 * 4096),
+            Ok(vec![(0x2000, 4096), (0x4000, 4096), (0x6000, 4096)])
+        );
     }
 
     #[test]

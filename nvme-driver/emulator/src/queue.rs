@@ -32,6 +32,9 @@ use crate::stats::EmulatedStats;
 /// Commands of one completion queue in flight at most; further ones stay in their submission queue.
 const IN_FLIGHT_MAX: u32 = 4096;
 
+/// When to pump again after the kernel took no more calls for now.
+const SUBMIT_RETRY_NS: u64 = 100_000;
+
 /// One completion queue with everything that completes to it.
 #[derive(Debug)]
 pub(crate) struct QueueGroup {
@@ -172,8 +175,7 @@ impl PendingTable {
 
     /// Tokens in use, of one submission queue or of all.
     fn tokens(&self, sqid: Option<u16>) -> Vec<u32> {
-        let is_wanted =
-            |p: &Pending| p.state != PendingState::Free && sqid.is_none_or(|sqid| sqid == p.sqid);
+        let is_wanted = |p: &Pending| p.state != PendingState::Free && sqid.is_none_or(|sqid| sqid == p.sqid);
         let slots = self.slots.iter().enumerate();
         slots.filter(|(_, pending)| is_wanted(pending)).map(|(token, _)| token as u32).collect()
     }
@@ -228,8 +230,13 @@ impl QueueGroup {
         if pumped.in_flight > 0 {
             self.engine.submit();
             self.complete_finished(device);
+            // What finished at once may have a next call to make; nobody would wake the queue for it.
+            self.engine.submit();
             pumped.in_flight = self.pending.len();
             pumped.next_due_ns = self.next_due_ns(device);
+            if self.engine.has_unsubmitted() {
+                pumped.next_due_ns = Some(pumped.next_due_ns.unwrap_or(u64::MAX).min(SUBMIT_RETRY_NS));
+            }
         }
         pumped.posted = (self.stats.completions - posted_before) as u32;
         pumped
@@ -311,6 +318,7 @@ impl QueueGroup {
         let work = request.work(&self.scratch, device.cache_durability());
         if delay_ns == 0 && !self.engine.needs_token() {
             let started = work.map_or(Started::Done(Ok(())), |work| self.engine.start(0, &work));
+            self.stats.bounced += self.engine.take_bounced();
             let Started::Done(result) = started else { return };
             return self.post(sqid, cid, status_of(result), origin, device);
         }

@@ -40,7 +40,8 @@ impl DoorbellRegion {
     }
 
     pub(crate) fn doorbells(&self) -> Doorbells {
-        let base = NonNull::new(self.map.as_mut_ptr().cast::<AtomicU32>()).unwrap_or(NonNull::dangling());
+        let base = NonNull::new(self.map.as_mut_ptr().cast::<AtomicU32>());
+        let base = base.expect("an anonymous mapping never starts at address zero");
         // SAFETY: the region is page aligned, lives as long as the attachment, which is the transport, and is
         // accessed through atomics only.
         unsafe { Doorbells::new(base, self.len_bytes()) }
@@ -224,7 +225,8 @@ impl CompletionRing {
         if value == self.head {
             return Ok(());
         }
-        if value >= self.memory.entries || self.distance(self.head, value) > self.distance(self.head, self.tail)
+        if value >= self.memory.entries
+            || self.distance(self.head, value) > self.distance(self.head, self.tail)
         {
             self.doorbell.atomic().store(self.head, Ordering::Relaxed);
             return Err(InvalidDoorbell { qid: self.qid, value });

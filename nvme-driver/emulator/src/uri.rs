@@ -307,8 +307,14 @@ mod tests {
 
     #[test]
     fn sizes_are_powers_of_1024() {
-        let sizes =
-            [("512", 512), ("4KiB", 4096), ("4k", 4096), ("3MB", 3 << 20), ("1GiB", 1 << 30), ("2T", 2 << 40)];
+        let sizes = [
+            ("512", 512),
+            ("4KiB", 4096),
+            ("4k", 4096),
+            ("3MB", 3 << 20),
+            ("1GiB", 1 << 30),
+            ("2T", 2 << 40),
+        ];
         for (text, bytes) in sizes {
             assert_eq!(parse_size(text), Some(bytes), "{text}");
         }

@@ -55,13 +55,32 @@ impl Command {
     /// CC.IOSQES for this entry size: 2 ^ 6 bytes.
     pub const SIZE_EXPONENT: u8 = 6;
 
+    /// An entry of zeroes, to fill in by struct update.
+    pub const EMPTY: Self = Self {
+        cdw0: Cdw0::new(),
+        nsid: 0,
+        cdw2: 0,
+        cdw3: 0,
+        mptr: 0,
+        prp1: 0,
+        prp2: 0,
+        cdw10: 0,
+        cdw11: 0,
+        cdw12: 0,
+        cdw13: 0,
+        cdw14: 0,
+        cdw15: 0,
+    };
+
     /// The starting LBA of a Read, Write or Write Zeroes: CDW11 and CDW10 (NVM section 3.3.4).
     #[must_use]
+    #[inline]
     pub const fn slba(&self) -> u64 {
         (self.cdw11 as u64) << 32 | self.cdw10 as u64
     }
 
     /// Sets the starting LBA of a Read, Write or Write Zeroes.
+    #[inline]
     pub const fn set_slba(&mut self, slba: u64) {
         self.cdw10 = slba as u32;
         self.cdw11 = (slba >> 32) as u32;
@@ -69,6 +88,7 @@ impl Command {
 
     /// The data pointer read as an SGL descriptor, which it is when [`Cdw0::psdt`] says so.
     #[must_use]
+    #[inline]
     pub const fn sgl1(&self) -> SglDescriptor {
         let [.., r0, r1, r2, id] = self.prp2.to_le_bytes();
         SglDescriptor {
@@ -85,17 +105,31 @@ impl Command {
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Cdw0 {
     /// Opcode: an [`AdminOpcode`](crate::AdminOpcode) or [`NvmOpcode`](crate::NvmOpcode), by the queue.
+    #[inline]
     pub opcode: u8,
     /// Fused Operation: 00b a normal one.
+    #[inline]
     #[bits(2)]
     pub fuse: u8,
     #[bits(4)]
     __: u8,
     /// PRP or SGL for Data Transfer.
+    #[inline]
     #[bits(2)]
     pub psdt: Psdt,
     /// Command Identifier, unique among the commands outstanding in the queue.
+    #[inline]
     pub cid: u16,
+}
+
+impl Cdw0 {
+    /// A plain command, with PRPs where it has data.
+    #[inline]
+    #[must_use]
+    pub const fn plain(opcode: u8, cid: u16) -> Self {
+        const PLAIN: Cdw0 = Cdw0::new();
+        PLAIN.with_opcode(opcode).with_cid(cid)
+    }
 }
 
 /// CDW0.PSDT: how the data pointer is to be read (Base section 4.1).
@@ -132,22 +166,28 @@ impl Psdt {
 #[derive(PartialEq, Eq)]
 pub struct ReadWriteCdw12 {
     /// Number of Logical Blocks, zero-based.
+    #[inline]
     pub nlb_z: u16,
     #[bits(4)]
     __: u8,
     /// Directive Type; writes only.
+    #[inline]
     #[bits(4)]
     pub dtype: u8,
     /// Storage Tag Check.
+    #[inline]
     pub stc: bool,
     #[bits(1)]
     __: u8,
     /// Protection Information Field.
+    #[inline]
     #[bits(4)]
     pub prinfo: u8,
     /// Force Unit Access: the data is on, or comes from, non-volatile media when the command completes.
+    #[inline]
     pub fua: bool,
     /// Limited Retry.
+    #[inline]
     pub lr: bool,
 }
 
@@ -156,21 +196,28 @@ pub struct ReadWriteCdw12 {
 #[derive(PartialEq, Eq)]
 pub struct WriteZeroesCdw12 {
     /// Number of Logical Blocks, zero-based.
+    #[inline]
     pub nlb_z: u16,
     #[bits(7)]
     __: u8,
     /// Namespace Zeroes; zeroes the whole namespace where supported.
+    #[inline]
     pub nsz: bool,
     /// Storage Tag Check.
+    #[inline]
     pub stc: bool,
     /// Deallocate: the host asks that the blocks be deallocated as well.
+    #[inline]
     pub deac: bool,
     /// Protection Information Field.
+    #[inline]
     #[bits(4)]
     pub prinfo: u8,
     /// Force Unit Access.
+    #[inline]
     pub fua: bool,
     /// Limited Retry.
+    #[inline]
     pub lr: bool,
 }
 

@@ -48,8 +48,10 @@ impl Completion {
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct CompletionDw2 {
     /// SQ Head Pointer: entries before it have been fetched and may be written again.
+    #[inline]
     pub sqhd: u16,
     /// SQ Identifier: the submission queue the command came from.
+    #[inline]
     pub sqid: u16,
 }
 
@@ -58,10 +60,13 @@ pub struct CompletionDw2 {
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct CompletionDw3 {
     /// Command Identifier of the command that completed.
+    #[inline]
     pub cid: u16,
     /// Phase Tag: inverts each time the queue wraps, 1 on the first pass (Base section 4.2.4).
+    #[inline]
     pub p: bool,
     /// The status field.
+    #[inline]
     #[bits(15)]
     pub status: Status,
 }

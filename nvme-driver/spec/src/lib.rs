@@ -12,6 +12,9 @@
 //! - Every multi-byte integer is little-endian on the wire (Base section 1.4.2), and the structs hold it in
 //!   native order; the crate refuses to compile for a big-endian target.
 //!
+//! The bitfields of commands and completions mark their fields `#[inline]`: both sides use them for every I/O, and
+//! a `const fn` of another crate isn't inlined otherwise.
+//!
 //! Read [`registers`] first, then [`command`] and [`completion`].
 
 #![no_std]

@@ -7,17 +7,22 @@ use bitfield_struct::bitfield;
 #[derive(PartialEq, Eq, Hash)]
 pub struct Status {
     /// Status Code, to be read together with [`sct`](Self::sct).
+    #[inline]
     pub sc: u8,
     /// Status Code Type: 0h generic, 1h command specific, 2h media and data integrity, 3h path related, 7h vendor
     /// specific.
+    #[inline]
     #[bits(3)]
     pub sct: u8,
     /// Command Retry Delay: which of Identify Controller's CRDT times to wait before a retry; 0 for none.
+    #[inline]
     #[bits(2)]
     pub crd: u8,
     /// More: the Error Information log has more about this.
+    #[inline]
     pub m: bool,
     /// Do Not Retry: the same command would fail again.
+    #[inline]
     pub dnr: bool,
     #[bits(1)]
     __: u8,
@@ -28,24 +33,28 @@ impl Status {
     pub const SUCCESS: Self = Self::new();
 
     /// A status of the given code, without retry delay, More or Do Not Retry.
+    #[inline]
     #[must_use]
     pub const fn of(code: StatusCode) -> Self {
         Self::new().with_sct((code.0 >> 8) as u8).with_sc(code.0 as u8)
     }
 
     /// Code type and code together.
+    #[inline]
     #[must_use]
     pub const fn code(self) -> StatusCode {
         StatusCode((self.sct() as u16) << 8 | self.sc() as u16)
     }
 
     /// Whether the command succeeded.
+    #[inline]
     #[must_use]
     pub const fn is_success(self) -> bool {
         self.sct() == 0 && self.sc() == 0
     }
 
     /// Whether the same command may succeed when it's submitted again: it failed, and Do Not Retry is clear.
+    #[inline]
     #[must_use]
     pub const fn is_retryable(self) -> bool {
         !self.is_success() && !self.dnr()

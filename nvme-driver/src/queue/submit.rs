@@ -11,7 +11,7 @@ use crate::error::SubmitError;
 use crate::lists::Lists;
 use crate::namespace::{COMMAND_BLOCKS_MAX, Lba, Namespace};
 use crate::payload::{Payload, Segment};
-use crate::prp::{DataPointer, PrpError, SegmentCursor};
+use crate::prp::{self, DataPointer, PrpError, SegmentCursor};
 use crate::request::{Deallocation, Fua, Io};
 use crate::split::Split;
 
@@ -31,16 +31,27 @@ struct Template {
 }
 
 impl Template {
+    #[inline]
+    fn new(opcode: NvmOpcode, namespace: &Namespace) -> Self {
+        const CDW12: ReadWriteCdw12 = ReadWriteCdw12::new();
+        Self { opcode, nsid: namespace.id(), cdw12: CDW12 }
+    }
+
+    #[inline]
+    fn with_fua(self, fua: Fua) -> Self {
+        Self { cdw12: self.cdw12.with_fua(fua == Fua::Yes), ..self }
+    }
+
     /// A command over `blocks` (1 to 65,536) blocks.
     #[inline]
     fn command(self, cid: u16, (lba, blocks): (Lba, u32), data: DataPointer) -> Command {
         let mut command = Command {
-            cdw0: Cdw0::new().with_opcode(self.opcode.0).with_cid(cid),
+            cdw0: Cdw0::plain(self.opcode.0, cid),
             nsid: self.nsid,
             prp1: data.prp1,
             prp2: data.prp2,
             cdw12: self.cdw12.with_nlb_z((blocks - 1) as u16).into(),
-            ..Command::default()
+            ..Command::EMPTY
         };
         command.set_slba(lba.0);
         command
@@ -62,13 +73,14 @@ impl<P: Payload> QueuePair<P> {
         if namespace.device_id != self.device_id {
             return Err(SubmitError::ForeignNamespace);
         }
-        let fua_bit = |fua| ReadWriteCdw12::new().with_fua(fua == Fua::Yes);
         match io {
             Io::Read { lba, blocks } => {
-                self.stage_transfer(namespace, NvmOpcode::READ, fua_bit(Fua::No), lba, blocks, payload)
+                let template = Template::new(NvmOpcode::READ, namespace);
+                self.stage_transfer(namespace, template, (lba, blocks), payload)
             }
             Io::Write { lba, blocks, fua } => {
-                self.stage_transfer(namespace, NvmOpcode::WRITE, fua_bit(fua), lba, blocks, payload)
+                let template = Template::new(NvmOpcode::WRITE, namespace).with_fua(fua);
+                self.stage_transfer(namespace, template, (lba, blocks), payload)
             }
             Io::Flush => self.stage_flush(namespace, payload),
             Io::WriteZeroes { lba, blocks, fua, deallocation } => {
@@ -86,26 +98,18 @@ impl<P: Payload> QueuePair<P> {
     fn stage_transfer(
         &mut self,
         namespace: &Namespace,
-        opcode: NvmOpcode,
-        cdw12: ReadWriteCdw12,
-        lba: Lba,
-        blocks: u32,
+        template: Template,
+        (lba, blocks): (Lba, u32),
         payload: &P,
     ) -> Result<Staged, SubmitError> {
         namespace.check(lba, blocks)?;
-        let template = Template { opcode, nsid: namespace.id(), cdw12 };
-        let split = Split::new(lba, blocks, namespace.max_transfer_blocks(), namespace.boundary_blocks());
-        let mut cursor = SegmentCursor::new(payload.segments());
-        if !split.is_single() {
-            return self.stage_split(namespace, template, split, payload);
+        if !namespace.is_single(lba, blocks) {
+            return self.stage_split(namespace, template, (lba, blocks), payload);
         }
-        let slot = self.held.slots.next().ok_or(SubmitError::Full)?;
         let bytes = namespace.bytes(blocks);
-        let data = cursor.take(bytes as u32, || self.held.lists.of(slot));
+        let slot = self.held.slots.next().ok_or(SubmitError::Full)?;
+        let data = prp::build(|| payload.segments(), bytes as u32, || self.held.lists.of(slot));
         let data = data.map_err(|error| refusal(error, bytes, payload))?;
-        if !cursor.is_exhausted() {
-            return Err(length_mismatch(bytes, payload));
-        }
         let cid = self.held.slots.issue(slot, slot);
         self.held.submissions.write(0, template.command(cid, (lba, blocks), data));
         Ok(Staged { parent: slot, commands: 1 })
@@ -117,10 +121,11 @@ impl<P: Payload> QueuePair<P> {
         &mut self,
         namespace: &Namespace,
         template: Template,
-        split: Split,
+        (lba, blocks): (Lba, u32),
         payload: &P,
     ) -> Result<Staged, SubmitError> {
-        let bytes: u64 = split.clone().map(|(_, blocks)| namespace.bytes(blocks)).sum();
+        let split = Split::new(lba, blocks, namespace.max_transfer_blocks(), namespace.boundary_blocks());
+        let bytes = namespace.bytes(blocks);
         if payload_bytes(payload) != bytes {
             return Err(length_mismatch(bytes, payload));
         }
@@ -165,11 +170,8 @@ impl<P: Payload> QueuePair<P> {
         expect_no_data(payload)?;
         let slot = self.held.slots.next().ok_or(SubmitError::Full)?;
         let cid = self.held.slots.issue(slot, slot);
-        let command = Command {
-            cdw0: Cdw0::new().with_opcode(NvmOpcode::FLUSH.0).with_cid(cid),
-            nsid: namespace.id(),
-            ..Command::default()
-        };
+        let command =
+            Command { cdw0: Cdw0::plain(NvmOpcode::FLUSH.0, cid), nsid: namespace.id(), ..Command::EMPTY };
         self.held.submissions.write(0, command);
         Ok(Staged { parent: slot, commands: 1 })
     }
@@ -211,12 +213,12 @@ impl<P: Payload> QueuePair<P> {
         let prp1 = self.held.lists.write_range(slot, range);
         let cid = self.held.slots.issue(slot, slot);
         let command = Command {
-            cdw0: Cdw0::new().with_opcode(NvmOpcode::DATASET_MANAGEMENT.0).with_cid(cid),
+            cdw0: Cdw0::plain(NvmOpcode::DATASET_MANAGEMENT.0, cid),
             nsid: namespace.id(),
             prp1,
             cdw10: DatasetManagementCdw10::new().with_nr_z(0).into(),
             cdw11: DatasetManagementCdw11::new().with_ad(true).into(),
-            ..Command::default()
+            ..Command::EMPTY
         };
         self.held.submissions.write(0, command);
         Ok(Staged { parent: slot, commands: 1 })
@@ -250,7 +252,7 @@ fn refusal(error: PrpError, expected_bytes: u64, payload: &impl Payload) -> Subm
     match error {
         PrpError::Misaligned(iova) => SubmitError::Misaligned { iova },
         // The lists are sized for the largest transfer, so only a payload of another length gets here.
-        PrpError::Short | PrpError::ListFull => length_mismatch(expected_bytes, payload),
+        PrpError::Short | PrpError::Long | PrpError::ListFull => length_mismatch(expected_bytes, payload),
     }
 }
 

@@ -187,8 +187,11 @@ fn a_request_across_the_optimal_boundary_is_split_there() {
     let io = Io::Write { lba: Lba(13), blocks: 8, fua: Fua::Yes };
     queue.submit(&controller.namespaces()[0], io, buffer).unwrap();
     queue.ring();
-    let runs: Vec<_> = fake.fetch(QID).iter().map(|c| (c.slba(), c.cdw12 & 0xFFFF, c.prp1 - iova)).collect();
+    let commands = fake.fetch(QID);
+    let runs: Vec<_> = commands.iter().map(|c| (c.slba(), c.cdw12 & 0xFFFF, c.prp1 - iova)).collect();
     assert_eq!(runs, [(13, 2, 0), (16, 4, 1536)]);
+    let forced = |command: &Command| ReadWriteCdw12::from(command.cdw12).fua();
+    assert!(commands.iter().all(forced), "each part of a write carries its FUA");
 }
 
 #[test]
@@ -400,6 +403,31 @@ fn a_device_that_is_gone_gives_its_payloads_back_as_gone() {
     let mut results = Vec::new();
     queue.close(|completion| results.push(completion.result)).unwrap();
     assert_eq!(results, [Err(CommandError::Gone); 2]);
+}
+
+#[test]
+fn a_controller_that_has_failed_is_stopped_and_gives_its_payloads_back() {
+    let (fake, controller) = controller();
+    let mut queue = controller.queue_pair().unwrap();
+    let mut other = controller.queue_pair().unwrap();
+    submit_reads(&fake, &controller, &mut queue, 2);
+    other.submit(&controller.namespaces()[0], Io::Flush, ()).unwrap();
+    fake.state().health = Health::Fatal;
+    fake.state().admin_fault = AdminFault::Silent(AdminOpcode::DELETE_IO_SUBMISSION_QUEUE);
+    assert!(matches!(queue.check(), Err(DriverError::ControllerFatal { .. })));
+    let mut results = Vec::new();
+    queue.close(|completion| results.push(completion.result)).unwrap();
+    other.close(|completion| results.push(completion.result)).unwrap();
+    assert_eq!(results, [Err(CommandError::Gone); 3]);
+    assert!(!fake.state().cc.en());
+}
+
+#[test]
+fn a_controller_is_shared_and_a_queue_pair_moves_between_threads() {
+    fn assert_shared<T: Send + Sync>() {}
+    fn assert_moves<T: Send>() {}
+    assert_shared::<Controller>();
+    assert_moves::<QueuePair<DmaBuffer>>();
 }
 
 #[test]

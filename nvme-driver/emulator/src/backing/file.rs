@@ -3,12 +3,13 @@
 //! A file that exists is never shortened or lengthened; one that is created is sparse, and its name is made
 //! durable before the device exists. Two engines move its data: [`uring`](super::uring) and [`plain`](super::plain).
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use foliant_nvme_spec::PAGE_BYTES;
 use memmap2::MmapMut;
 use rustix::fs::{AtFlags, FlockOperation, OFlags, StatxFlags};
 use rustix::io::Errno;
@@ -115,7 +116,7 @@ impl FileStore {
             }
             memory_align = stat.stx_dio_mem_align.max(1) as usize;
         }
-        let mut page = MmapMut::map_anon(ZERO_CHUNK_BYTES.min(8192))?;
+        let mut page = MmapMut::map_anon(PAGE_BYTES)?;
         let block = &mut page[..block_bytes as usize];
         self.file.read_exact_at(block, len_bytes - u64::from(block_bytes))?;
         Ok(memory_align)
@@ -137,7 +138,8 @@ impl FileStore {
     pub(crate) fn needs_bounce(&self, segments: &[Segment]) -> bool {
         let Some(align) = self.direct_memory_align else { return false };
         let is_crooked = |segment: &Segment| {
-            !(segment.host.as_ptr() as usize).is_multiple_of(align) || !segment.len_bytes.is_multiple_of(align)
+            !(segment.host.as_ptr() as usize).is_multiple_of(align)
+                || !segment.len_bytes.is_multiple_of(align)
         };
         segments.iter().any(is_crooked)
     }
@@ -208,9 +210,14 @@ fn open_or_create(request: &OpenRequest<'_>) -> Result<File, EmulatedError> {
     match options.open(&path) {
         Ok(file) => Ok(file),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let Some(size_bytes) = request.size_bytes else { return Err(EmulatedError::FileMissing { path }) };
-            create(&path, size_bytes)
-                .map_err(|source| EmulatedError::File { what: "create", path: path.clone(), source })
+            let Some(size_bytes) = request.size_bytes else {
+                return Err(EmulatedError::FileMissing { path });
+            };
+            create(&path, size_bytes).map_err(|source| EmulatedError::File {
+                what: "create",
+                path: path.clone(),
+                source,
+            })
         }
         Err(source) => Err(EmulatedError::File { what: "open", path, source }),
     }
@@ -219,7 +226,11 @@ fn open_or_create(request: &OpenRequest<'_>) -> Result<File, EmulatedError> {
 /// Creates a sparse image and makes its name durable.
 fn create(path: &Path, size_bytes: u64) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).create_new(true).open(path)?;
-    file.set_len(size_bytes)?;
+    if let Err(error) = file.set_len(size_bytes) {
+        // An empty file of that name would be refused for its size next time.
+        fs::remove_file(path)?;
+        return Err(error);
+    }
     file.sync_all()?;
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()?;

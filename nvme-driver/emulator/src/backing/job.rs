@@ -246,8 +246,7 @@ impl Job {
         let zeroes = store.zeroes(self.remaining);
         self.iovecs.clear();
         self.iovec_at = 0;
-        self.iovecs
-            .push(libc::iovec { iov_base: zeroes.as_ptr().cast_mut().cast(), iov_len: zeroes.len() });
+        self.iovecs.push(libc::iovec { iov_base: zeroes.as_ptr().cast_mut().cast(), iov_len: zeroes.len() });
     }
 
     /// Takes `moved` bytes off the front of the vectors.
@@ -275,5 +274,128 @@ impl Job {
             copy_to_host(&bounce.buffer, &bounce.segments);
         }
         Step::Done(result)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr::NonNull;
+
+    use super::*;
+    use crate::backing::file::EngineKind;
+
+    const DONE: Step = Step::Done(Ok(()));
+
+    fn store() -> FileStore {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        FileStore::over(file, std::path::Path::new("/dev/null"), EngineKind::Plain).unwrap()
+    }
+
+    fn failure(errno: i32) -> io::Result<usize> {
+        Err(io::Error::from_raw_os_error(errno))
+    }
+
+    /// The call as (name, offset, bytes).
+    fn call(job: &Job) -> (&'static str, u64, u64) {
+        let len = |iovecs: *const libc::iovec, count: u32| {
+            // SAFETY: the job that made the call keeps its vectors.
+            let vectors = unsafe { std::slice::from_raw_parts(iovecs, count as usize) };
+            vectors.iter().map(|vector| vector.iov_len as u64).sum()
+        };
+        match job.call() {
+            Call::Read { offset, iovecs, count } => ("read", offset, len(iovecs, count)),
+            Call::Write { offset, iovecs, count, .. } => ("write", offset, len(iovecs, count)),
+            Call::Fallocate { offset, len_bytes, .. } => ("fallocate", offset, len_bytes),
+            Call::Sync => ("sync", 0, 0),
+        }
+    }
+
+    #[test]
+    fn short_transfers_go_on_where_they_stopped() {
+        let (store, mut job, mut data) = (store(), Job::new(), vec![0u8; 3000]);
+        let base = NonNull::new(data.as_mut_ptr()).unwrap();
+        let segments = [1000, 2000].map(|len_bytes| Segment { iova: 0, host: base, len_bytes });
+        let extent = Extent { offset: 4096, len_bytes: 3000 };
+        job.begin(&store, &Work::Read { extent, segments: &segments }).unwrap();
+        assert_eq!(call(&job), ("read", 4096, 3000));
+        assert_eq!(job.advance(&store, Ok(400)), Step::Again);
+        assert_eq!(call(&job), ("read", 4496, 2600));
+        assert_eq!(job.advance(&store, Ok(1600)), Step::Again);
+        assert_eq!(call(&job), ("read", 6096, 1000));
+        assert_eq!(job.advance(&store, failure(libc::EINTR)), Step::Again);
+        assert_eq!(call(&job), ("read", 6096, 1000));
+        assert_eq!(job.advance(&store, Ok(1000)), DONE);
+    }
+
+    #[test]
+    fn more_segments_than_one_call_takes_are_several_calls() {
+        let (store, mut job, mut page) = (store(), Job::new(), vec![0u8; 512]);
+        let host = NonNull::new(page.as_mut_ptr()).unwrap();
+        let segments = vec![Segment { iova: 0, host, len_bytes: 512 }; 1500];
+        let extent = Extent { offset: 0, len_bytes: 1500 * 512 };
+        let durability = Durability::Cached;
+        job.begin(&store, &Work::Write { extent, segments: &segments, durability }).unwrap();
+        assert_eq!(call(&job), ("write", 0, 1024 * 512));
+        assert_eq!(job.advance(&store, Ok(1024 * 512)), Step::Again);
+        assert_eq!(call(&job), ("write", 1024 * 512, 476 * 512));
+        assert_eq!(job.advance(&store, Ok(476 * 512)), DONE);
+    }
+
+    #[test]
+    fn without_holes_zeroes_are_written_extent_by_extent_and_synced_when_durable() {
+        let (store, mut job) = (store(), Job::new());
+        let extents = [(0, 3 << 19), (8192 << 10, 0), (4096 << 10, 4096)]
+            .map(|(offset, len_bytes)| Extent { offset, len_bytes });
+        let (zeroing, durability) = (Zeroing::Deallocate, Durability::AtCompletion);
+        job.begin(&store, &Work::Zero { extents: &extents, zeroing, durability }).unwrap();
+        assert_eq!(call(&job), ("fallocate", 0, 3 << 19));
+        assert_eq!(job.advance(&store, failure(libc::EOPNOTSUPP)), Step::Again);
+        assert_eq!(call(&job), ("write", 0, 1 << 20));
+        assert_eq!(job.advance(&store, Ok(1 << 20)), Step::Again);
+        assert_eq!(call(&job), ("write", 1 << 20, 1 << 19));
+        assert_eq!(job.advance(&store, Ok(1 << 19)), Step::Again);
+        assert_eq!(call(&job), ("fallocate", 4096 << 10, 4096));
+        assert_eq!(job.advance(&store, Ok(0)), Step::Again);
+        assert_eq!(call(&job), ("sync", 0, 0));
+        assert_eq!(job.advance(&store, Ok(0)), DONE);
+    }
+
+    #[test]
+    fn calls_put_off_are_made_again_a_bounded_number_of_times() {
+        let (store, mut job) = (store(), Job::new());
+        job.begin(&store, &Work::Flush { extent: Extent { offset: 0, len_bytes: 0 } }).unwrap();
+        for _ in 0..RETRIES_MAX {
+            assert_eq!(job.advance(&store, failure(libc::ECANCELED)), Step::Again);
+        }
+        assert_eq!(job.advance(&store, failure(libc::ECANCELED)), Step::Done(Err(MediaError::Write)));
+    }
+
+    #[test]
+    fn errors_keep_their_meaning() {
+        let extent = Extent { offset: 0, len_bytes: 0 };
+        let read = Work::Read { extent, segments: &[] };
+        let write = Work::Write { extent, segments: &[], durability: Durability::Cached };
+        for (work, errno, error) in [
+            (&read, libc::EIO, MediaError::Read),
+            (&read, libc::EFAULT, MediaError::HostMemory),
+            (&write, libc::EIO, MediaError::Write),
+            (&write, libc::ENOSPC, MediaError::Full),
+            (&write, libc::EDQUOT, MediaError::Full),
+            (&write, libc::EFBIG, MediaError::Full),
+        ] {
+            let (store, mut job) = (store(), Job::new());
+            job.begin(&store, work).unwrap();
+            assert_eq!(job.advance(&store, failure(errno)), Step::Done(Err(error)), "{errno}");
+        }
+    }
+
+    #[test]
+    fn zeroing_nothing_makes_no_change() {
+        let (store, mut job) = (store(), Job::new());
+        let extents = [Extent { offset: 512, len_bytes: 0 }];
+        let (zeroing, durability) = (Zeroing::Keep, Durability::Cached);
+        job.begin(&store, &Work::Zero { extents: &extents, zeroing, durability }).unwrap();
+        assert_eq!(call(&job), ("sync", 0, 0));
+        assert_eq!(job.advance(&store, Ok(0)), DONE);
     }
 }

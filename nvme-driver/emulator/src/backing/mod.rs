@@ -187,6 +187,11 @@ impl Engine {
         }
     }
 
+    /// Whether the kernel didn't take all of it.
+    pub(crate) fn has_unsubmitted(&self) -> bool {
+        matches!(self, Self::Uring(engine) if engine.has_unsubmitted())
+    }
+
     /// Reports pending work that has finished.
     #[inline]
     pub(crate) fn reap(&mut self, finished: impl FnMut(u32, Result<(), MediaError>)) {

@@ -202,9 +202,7 @@ mod tests {
         let expected: Vec<u8> = parts.concat();
         let extent = Extent { offset: 60_000, len_bytes: expected.len() as u64 };
         let segments = segments_of(&mut parts);
-        store
-            .run(&Work::Write { extent, segments: &segments, durability: Durability::Cached })
-            .unwrap();
+        store.run(&Work::Write { extent, segments: &segments, durability: Durability::Cached }).unwrap();
         let mut read = vec![0; expected.len()];
         store.read_into(60_000, &mut read);
         assert!(read == expected);
@@ -238,5 +236,22 @@ mod tests {
         let mut read = [0; 4096];
         store.read_into((1 << 40) - 4096, &mut read);
         assert_eq!(read, [7; 4096]);
+    }
+
+    #[test]
+    fn a_stripe_is_written_and_read_whole_by_several_threads() {
+        let store = RamStore::new(1 << 20).unwrap();
+        let len = STRIPE_BYTES as usize;
+        std::thread::scope(|scope| {
+            for value in 1..=2u8 {
+                let store = &store;
+                scope.spawn(move || (0..3000).for_each(|_| store.write_from(0, &vec![value; len])));
+            }
+            let mut read = vec![0; len];
+            for _ in 0..3000 {
+                store.read_into(0, &mut read);
+                assert!(read.iter().all(|byte| *byte == read[0]), "a torn stripe");
+            }
+        });
     }
 }

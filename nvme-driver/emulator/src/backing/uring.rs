@@ -53,16 +53,15 @@ impl UringEngine {
         let ring = IoUring::new(2)?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
-        let needed = [
-            opcode::Readv::CODE,
-            opcode::Writev::CODE,
-            opcode::Fsync::CODE,
-            opcode::Fallocate::CODE,
-        ];
+        let needed =
+            [opcode::Readv::CODE, opcode::Writev::CODE, opcode::Fsync::CODE, opcode::Fallocate::CODE];
         if needed.iter().all(|code| probe.is_supported(*code)) {
             Ok(())
         } else {
-            Err(io::Error::new(io::ErrorKind::Unsupported, "the kernel's io_uring lacks operations (needs 5.6)"))
+            Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the kernel's io_uring lacks operations (needs 5.6)",
+            ))
         }
     }
 
@@ -159,6 +158,11 @@ impl UringEngine {
         }
     }
 
+    /// Whether calls wait that the kernel hasn't taken.
+    pub(crate) fn has_unsubmitted(&self) -> bool {
+        self.unsubmitted > 0 || !self.unqueued.is_empty()
+    }
+
     fn note_submitted(&mut self, taken: usize) {
         let taken = u32::try_from(taken).unwrap_or(u32::MAX).min(self.unsubmitted);
         self.unsubmitted -= taken;
@@ -202,7 +206,7 @@ impl UringEngine {
 
     /// Waits until nothing is in the kernel and nothing is left to hand over.
     pub(crate) fn drain(&mut self, mut finished: impl FnMut(u32, Result<(), MediaError>)) {
-        while self.in_kernel + self.unsubmitted > 0 || !self.unqueued.is_empty() {
+        while self.in_kernel > 0 || self.has_unsubmitted() {
             self.submit();
             if self.in_kernel > 0 {
                 match self.ring.submit_and_wait(1) {

@@ -179,8 +179,7 @@ impl Host {
     /// Attaches with the admin queues written, but not enabled.
     pub(crate) fn attach_disabled(controller: Arc<EmulatedController>) -> Self {
         let transport = controller.attach().unwrap();
-        let memory: Arc<MmapRaw> =
-            Arc::new(memmap2::MmapMut::map_anon(MEMORY_BYTES).unwrap().into());
+        let memory: Arc<MmapRaw> = Arc::new(memmap2::MmapMut::map_anon(MEMORY_BYTES).unwrap().into());
         let base = NonNull::new(memory.as_mut_ptr()).unwrap();
         // SAFETY: the memory outlives the transport's use of it: both live in the host, whose drop unmaps first.
         let iova = unsafe { transport.map_dma(DmaMemory { base, len_bytes: MEMORY_BYTES }) }.unwrap().0;
@@ -244,7 +243,8 @@ impl Host {
     /// Creates completion queue and submission queue `qid`.
     pub(crate) fn create_queue_pair(&mut self, qid: u16, entries: u32) -> Queue {
         let page = self.next_queue_page;
-        self.next_queue_page += (cq_distance(entries) + (entries as usize * 16).next_multiple_of(PAGE)) / PAGE;
+        self.next_queue_page +=
+            (cq_distance(entries) + (entries as usize * 16).next_multiple_of(PAGE)) / PAGE;
         let at = self.iova + (page * PAGE) as u64;
         assert_eq!(self.admin(create_cq(qid, entries, at + cq_distance(entries) as u64)), Ok(0));
         assert_eq!(self.admin(create_sq(qid, entries, at, qid)), Ok(0));
@@ -299,10 +299,8 @@ impl Host {
         len: usize,
     ) -> Command {
         let first = (PAGE - offset % PAGE).min(len);
-        let pages: Vec<u64> = (offset + first..offset + len)
-            .step_by(PAGE)
-            .map(|page| self.iova + page as u64)
-            .collect();
+        let pages: Vec<u64> =
+            (offset + first..offset + len).step_by(PAGE).map(|page| self.iova + page as u64).collect();
         let mut command = io_command(opcode, slba, blocks);
         command.prp1 = self.iova + offset as u64;
         command.prp2 = match pages.as_slice() {

@@ -61,12 +61,11 @@ fn zero_some(host: &mut Host, block: usize) {
     zeroes.cdw12 = WriteZeroesCdw12::new().with_nlb_z(1).with_deac(true).with_fua(true).into();
     assert_eq!(host.code(zeroes), StatusCode::SUCCESS);
     zero(20, 22);
-    let ranges =
-        [(1030, 4), (1040, 1), (1050, 0)].map(|(slba, length_blocks)| DatasetManagementRange {
-            slba,
-            length_blocks,
-            context_attributes: 0,
-        });
+    let ranges = [(1030, 4), (1040, 1), (1050, 0)].map(|(slba, length_blocks)| DatasetManagementRange {
+        slba,
+        length_blocks,
+        context_attributes: 0,
+    });
     assert_eq!(deallocate(host, &ranges), StatusCode::SUCCESS);
     zero(30, 34);
     zero(40, 41);
@@ -167,11 +166,15 @@ fn bad_commands_get_the_status_of_the_specification() {
             }),
             StatusCode::PRP_OFFSET_INVALID,
         ),
-        ("directive", {
-            let mut write = with(&|c| c.cdw0.set_opcode(NvmOpcode::WRITE.0));
-            write.cdw12 = ReadWriteCdw12::new().with_dtype(1).into();
-            write
-        }, StatusCode::INVALID_FIELD),
+        (
+            "directive",
+            {
+                let mut write = with(&|c| c.cdw0.set_opcode(NvmOpcode::WRITE.0));
+                write.cdw12 = ReadWriteCdw12::new().with_dtype(1).into();
+                write
+            },
+            StatusCode::INVALID_FIELD,
+        ),
         ("flush of namespace 9", Command { nsid: 9, ..flush() }, StatusCode::INVALID_NAMESPACE),
     ];
     for (name, command, code) in cases {
@@ -272,7 +275,8 @@ fn two_submission_queues_may_share_a_completion_queue() {
 #[test]
 fn an_observer_sees_commands_with_the_memory_behind_them() {
     let mut host = Host::uri("emu:ram?size=64MiB&lba=512");
-    let seen: Arc<Mutex<Vec<(NvmOpcode, u64, u32, bool, Vec<ObservedSegment>)>>> = Arc::default();
+    type Seen = Vec<(NvmOpcode, u64, u32, bool, Vec<ObservedSegment>)>;
+    let seen: Arc<Mutex<Seen>> = Arc::default();
     let log = Arc::clone(&seen);
     host.controller.observe(Some(Arc::new(move |command| {
         let segments = command.segments.to_vec();

@@ -6,4 +6,3 @@ mod file;
 mod host;
 mod io;
 mod power;
-mod speed;
