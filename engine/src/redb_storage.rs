@@ -88,7 +88,10 @@ impl MappingBackend {
     pub fn open(mapping: Mapping) -> Result<Self> {
         if mapping.len() < 3 * HEADER_BYTES {
             return Err(Error::Mapping {
-                reason: format!("{} bytes are too few for a redb storage; it needs at least 12288", mapping.len()),
+                reason: format!(
+                    "{} bytes are too few for a redb storage; it needs at least 12288",
+                    mapping.len()
+                ),
             });
         }
         let mut page = [0; PAGE_BYTES];
@@ -110,9 +113,10 @@ impl MappingBackend {
             None if page.iter().all(|&byte| byte == 0) => Length { current: 0, durable: 0, sequence: 0 },
             None => {
                 return Err(Error::Mapping {
-                    reason: "its first page holds something that is neither zeros nor a redb storage of Foliant; \
+                    reason:
+                        "its first page holds something that is neither zeros nor a redb storage of Foliant; \
                              discard the range first if it is no longer wanted"
-                        .to_owned(),
+                            .to_owned(),
                 });
             }
         };
@@ -130,7 +134,10 @@ impl MappingBackend {
             Some(end) if end <= length => Ok(offset + HEADER_BYTES),
             _ => Err(io::Error::new(
                 io::ErrorKind::UnexpectedEof,
-                format!("bytes {offset}..{} lie past the storage's end at {length}", offset.saturating_add(count as u64)),
+                format!(
+                    "bytes {offset}..{} lie past the storage's end at {length}",
+                    offset.saturating_add(count as u64)
+                ),
             )),
         }
     }
@@ -183,7 +190,9 @@ impl StorageBackend for MappingBackend {
         if len > limit {
             return Err(io::Error::new(
                 io::ErrorKind::StorageFull,
-                format!("the database wants {len} bytes, but its mapping holds {limit}; open it on a larger one"),
+                format!(
+                    "the database wants {len} bytes, but its mapping holds {limit}; open it on a larger one"
+                ),
             ));
         }
         // What is beyond the old end may be anything: the device's old bytes, or what a shrink has left.
@@ -219,7 +228,8 @@ mod tests {
     use crate::{Engine, EngineOptions, MappingOptions};
 
     fn engine() -> Engine {
-        Engine::open("emu:ram?size=16MiB", &EngineOptions { cache_bytes: 1 << 20, ..Default::default() }).unwrap()
+        Engine::open("emu:ram?size=16MiB", &EngineOptions { cache_bytes: 1 << 20, ..Default::default() })
+            .unwrap()
     }
 
     fn backend(engine: &Engine) -> MappingBackend {

@@ -59,7 +59,11 @@ pub fn options(frames: u64) -> EngineOptions {
 /// A memory device of `size_bytes` in blocks of 512 bytes that can lose power.
 #[must_use]
 pub fn fragile(size_bytes: u64) -> EmulatedConfig {
-    EmulatedConfig { power_loss_model: true, volatile_write_cache: true, ..EmulatedConfig::ram(size_bytes, 512) }
+    EmulatedConfig {
+        power_loss_model: true,
+        volatile_write_cache: true,
+        ..EmulatedConfig::ram(size_bytes, 512)
+    }
 }
 
 impl Bed {
@@ -70,7 +74,8 @@ impl Bed {
     #[must_use]
     pub fn new(config: EmulatedConfig, options: EngineOptions) -> Self {
         let clock = ManualClock::new();
-        let device = EmulatedController::new(EmulatedConfig { clock: Clock::Manual(clock.clone()), ..config });
+        let device =
+            EmulatedController::new(EmulatedConfig { clock: Clock::Manual(clock.clone()), ..config });
         let device = device.expect("the device is valid");
         let mut bed = Self { device, engine: None, shards: Vec::new(), clock, seen: Arc::default(), options };
         bed.power_on();
@@ -182,7 +187,10 @@ impl Bed {
     }
 
     /// Polls `future` once.
-    pub fn poll_once<T>(&mut self, future: std::pin::Pin<&mut (impl Future<Output = T> + ?Sized)>) -> Poll<T> {
+    pub fn poll_once<T>(
+        &mut self,
+        future: std::pin::Pin<&mut (impl Future<Output = T> + ?Sized)>,
+    ) -> Poll<T> {
         future.poll(&mut Context::from_waker(Waker::noop()))
     }
 

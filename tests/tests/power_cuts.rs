@@ -148,11 +148,17 @@ impl Run {
             82..86 => self.bed.advance(Duration::from_secs(6)),
             86..90 => {
                 let delay = Duration::from_micros(self.random.random_range(1..500));
-                let opcode = [NvmOpcode::WRITE, NvmOpcode::READ, NvmOpcode::FLUSH][self.random.random_range(0..3)];
+                let opcode =
+                    [NvmOpcode::WRITE, NvmOpcode::READ, NvmOpcode::FLUSH][self.random.random_range(0..3)];
                 self.bed.fault(opcode, 0, 3, Action::Delay(delay));
             }
             90..92 if self.faults => {
-                self.bed.fail(NvmOpcode::WRITE, self.random.random_range(0..3), 1, Status::of(StatusCode::WRITE_FAULT));
+                self.bed.fail(
+                    NvmOpcode::WRITE,
+                    self.random.random_range(0..3),
+                    1,
+                    Status::of(StatusCode::WRITE_FAULT),
+                );
             }
             _ => {
                 self.bed.step();

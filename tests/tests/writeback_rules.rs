@@ -187,7 +187,8 @@ fn wb11_commands_are_exactly_the_dirty_runs_over_the_smallest_limit() {
         let mut bed = Bed::new(config, options(4096));
         let mapping = bed.mapping();
         // Runs that begin at multiples of every limit, of lengths around it.
-        let runs = [(0u64, 1u64), (256, 7), (512, 8), (768, 9), (1024, 16), (1280, 17), (1536, 300), (2304, 512)];
+        let runs =
+            [(0u64, 1u64), (256, 7), (512, 8), (768, 9), (1024, 16), (1280, 17), (1536, 300), (2304, 512)];
         for (first, pages) in runs {
             for page in first..first + pages {
                 bed.run(mapping.write_at_async(page * 4096, &[1; 4096])).unwrap();

@@ -1,0 +1,71 @@
+//! An engine that the measuring thread drives itself: its shards are polled between the polls of a future, so that
+//! one core does all the work and one clock sees it.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use foliant::{Engine, EngineOptions, Mapping, MappingOptions, Shard, ShardThreads};
+use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
+
+/// A mapping over the whole of an emulated device, and what it needs.
+///
+/// The fields are dropped in this order; what is dirty is lost, and the device with it.
+pub struct DrivenEngine {
+    pub mapping: Mapping,
+    shards: Vec<Shard>,
+    pub engine: Engine,
+    pub device: Arc<EmulatedController>,
+    origin: Instant,
+}
+
+impl DrivenEngine {
+    /// Opens an engine with `cache_bytes` of cache and `shards` shards, that writes back only when it is asked to:
+    /// no timer, no threshold below nine tenths of the cache.
+    pub fn open(config: EmulatedConfig, cache_bytes: u64, shards: usize) -> Result<Self> {
+        let device = EmulatedController::new(config)?;
+        let options = EngineOptions { cache_bytes, shards, threads: ShardThreads::Manual, ..quiet_options() };
+        let engine = Engine::open_on(device.attach()?, &options)?;
+        let mut shards = engine.take_shards();
+        let origin = Instant::now();
+        let mapping = drive(&mut shards, origin, engine.mapping_async(&MappingOptions::default()))?;
+        Ok(Self { mapping, shards, engine, device, origin })
+    }
+
+    /// Writes one whole page.
+    pub fn write_page(&mut self, page: u64, data: &[u8]) -> Result<()> {
+        let write = self.mapping.write_at_async(page * data.len() as u64, data);
+        Ok(drive(&mut self.shards, self.origin, write)?)
+    }
+
+    /// Syncs the mapping.
+    pub fn sync(&mut self) -> Result<()> {
+        Ok(drive(&mut self.shards, self.origin, self.mapping.sync_async())?)
+    }
+}
+
+/// Options under which nothing happens in the background.
+pub fn quiet_options() -> EngineOptions {
+    EngineOptions {
+        dirty_background_percent: 90,
+        flush_interval: Duration::from_secs(24 * 3600),
+        ..EngineOptions::default()
+    }
+}
+
+/// Polls the future and the shards in turn until the future has its result.
+fn drive<T>(shards: &mut [Shard], origin: Instant, future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        if let Poll::Ready(result) = future.as_mut().poll(&mut context) {
+            return result;
+        }
+        for shard in &mut *shards {
+            shard.poll(origin.elapsed().as_nanos() as u64);
+        }
+    }
+}

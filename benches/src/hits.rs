@@ -1,0 +1,335 @@
+//! `versus hits`: what it costs to use a page that is in the cache already.
+//!
+//! Three races over the same 256 MiB, each access random and independent of the one before: touching one word of a
+//! page in place, copying a page out, copying a page in. Beside the engine run what a database would use instead:
+//! the kernel's page cache by calls and by mapping, cache crates, and the bare memory that the engine's own
+//! frames are, which nobody can beat. A fourth race has two threads at once.
+
+mod peers;
+
+use std::hint::black_box;
+use std::os::unix::fs::FileExt;
+use std::sync::Barrier;
+use std::thread::ScopedJoinHandle;
+
+use anyhow::{Context, Result, anyhow};
+use foliant::{Engine, EngineOptions, Mapping, MappingOptions, PagePin, PagePinMut};
+use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
+
+use self::peers::{CacheCrates, WarmFile};
+use crate::engine::quiet_options;
+use crate::measure::{Contestant, Effort, Timed, ns_per_step, race};
+use crate::report::{Answer, Cell, Limit, Row, Table, Target};
+use crate::walk::{self, PAGE, Step};
+
+/// Pages of the working set: 256 MiB.
+pub const PAGES: u32 = 1 << 16;
+/// Times that a round of touches visits every page; a round of copies does it once.
+const TOUCH_PASSES: usize = 4;
+
+/// Everything that takes part, warm.
+struct Bed {
+    mapping: Mapping,
+    engine: Engine,
+    file: WarmFile,
+    crates: CacheCrates,
+    touches: Vec<Step>,
+    copies: Vec<Step>,
+}
+
+impl Bed {
+    fn new() -> Result<Self> {
+        let device = EmulatedController::new(EmulatedConfig::null(u64::from(PAGES) * PAGE as u64, 4096))?;
+        // A quarter more than the working set, so that neither eviction nor the flusher has a reason to act.
+        let cache_bytes = u64::from(PAGES) * PAGE as u64 / 4 * 5;
+        let engine = Engine::open_on(device.attach()?, &EngineOptions { cache_bytes, ..quiet_options() })?;
+        let mapping = engine.mapping(&MappingOptions::default())?;
+        for page in 0..u64::from(PAGES) {
+            mapping.write_at(page * PAGE as u64, &[page as u8; PAGE])?;
+        }
+        mapping.sync()?;
+        Ok(Self {
+            mapping,
+            engine,
+            file: WarmFile::new(PAGES as usize)?,
+            crates: CacheCrates::new(PAGES),
+            touches: walk::random(PAGES, TOUCH_PASSES, 1),
+            copies: walk::random(PAGES, 1, 2),
+        })
+    }
+
+    /// Shared pins of all pages, in page order: while they exist the frames are plain memory.
+    fn pin_all(&self) -> Result<Vec<PagePin<'_>>> {
+        (0..u64::from(PAGES)).map(|page| Ok(self.mapping.pin(page)?)).collect()
+    }
+
+    fn pin_all_mut(&self) -> Result<Vec<PagePinMut<'_>>> {
+        (0..u64::from(PAGES)).map(|page| Ok(self.mapping.pin_mut(page)?)).collect()
+    }
+}
+
+/// Runs the races.
+pub fn answer(effort: Effort) -> Result<Answer> {
+    let bed = Bed::new()?;
+    let rounds = effort.rounds(9);
+    let touches = touch_race(&bed, rounds)?;
+    let reads = read_race(&bed, rounds)?;
+    let writes = write_race(&bed, rounds)?;
+    let mut tables = vec![
+        table("touch one word of a page, in place", &touches),
+        table("copy a page out", &reads),
+        table("copy a page in", &writes),
+    ];
+    let mut notes = vec![
+        format!("the file of pread, pwrite and mmap lies on {} and is in the page cache", bed.file.filesystem),
+        format!("the engine's frames are {:?}", bed.engine.arena_backing()),
+        "`ratio` is the line's time over ours, the first line: above 1, ours is faster".into(),
+        "quick_cache, foyer and moka hold an Arc<[u8]> a page; a get hands out a reference and copies nothing".into(),
+    ];
+    if std::thread::available_parallelism()?.get() >= 2 {
+        tables.push(two_thread_table(&bed, rounds)?);
+        notes.push(
+            "two threads: 2.0 is perfect scaling; threads are pinned to two cores, and a core that other \
+                    programs use at the same time hides contention"
+                .into(),
+        );
+    } else {
+        notes.push("two threads were not measured: this process may use one core only".into());
+    }
+    let faster = named(&reads, "pread")?.ratio_to(&reads[0]);
+    let targets = vec![Target::new("pread over read_at", "times as long", Limit::AtLeast(1.0), Some(faster))];
+    Ok(Answer { question: "hits", rounds, tables, targets, notes })
+}
+
+fn touch_race(bed: &Bed, rounds: usize) -> Result<Vec<Timed>> {
+    let steps = &bed.touches[..];
+    let map = bed.file.map();
+    let crates = &bed.crates;
+    race(
+        rounds,
+        &mut [
+            Contestant::new("foliant pin", || ns_per_step(steps, |step| pin_word(&bed.mapping, step))),
+            Contestant::new("quick_cache get", || {
+                ns_per_step(steps, |step| {
+                    let page = crates.quick.get(&step.page).ok_or_else(lost)?;
+                    Ok(word(&page, step.within as usize))
+                })
+            }),
+            Contestant::new("foyer get", || {
+                ns_per_step(steps, |step| {
+                    let entry = crates.foyer.get(&step.page).ok_or_else(lost)?;
+                    Ok(word(entry.value(), step.within as usize))
+                })
+            }),
+            Contestant::new("moka get", || {
+                ns_per_step(steps, |step| {
+                    let page = crates.moka.get(&step.page).ok_or_else(lost)?;
+                    Ok(word(&page, step.within as usize))
+                })
+            }),
+            Contestant::new("mmap of the file", || {
+                ns_per_step(steps, |step| Ok(word(map, step.word_start())))
+            }),
+            Contestant::new("bare memory (our frames)", || {
+                let pins = bed.pin_all()?;
+                let words: Vec<&u8> =
+                    steps.iter().map(|s| &pins[s.page as usize][s.within as usize]).collect();
+                ns_per_step(&words, |&word| Ok(u64::from(word)))
+            }),
+        ],
+    )
+}
+
+fn read_race(bed: &Bed, rounds: usize) -> Result<Vec<Timed>> {
+    let steps = &bed.copies[..];
+    let (map, crates) = (bed.file.map(), &bed.crates);
+    let copy_out = |read: &mut dyn FnMut(Step, &mut [u8]) -> Result<()>| {
+        let mut buffer = [0; PAGE];
+        ns_per_step(steps, |step| {
+            read(step, &mut buffer)?;
+            Ok(u64::from(black_box(&buffer)[0]))
+        })
+    };
+    race(
+        rounds,
+        &mut [
+            Contestant::new("foliant read_at", || {
+                copy_out(&mut |step, buffer| Ok(bed.mapping.read_at(step.page_start() as u64, buffer)?))
+            }),
+            Contestant::new("pread", || {
+                copy_out(&mut |step, buffer| {
+                    Ok(bed.file.file.read_exact_at(buffer, step.page_start() as u64)?)
+                })
+            }),
+            Contestant::new("mmap and copy", || {
+                copy_out(&mut |step, buffer| {
+                    buffer.copy_from_slice(&map[step.page_start()..][..PAGE]);
+                    Ok(())
+                })
+            }),
+            Contestant::new("quick_cache get and copy", || {
+                copy_out(&mut |step, buffer| {
+                    buffer.copy_from_slice(&crates.quick.get(&step.page).ok_or_else(lost)?);
+                    Ok(())
+                })
+            }),
+            Contestant::new("memcpy (our frames)", || {
+                let pins = bed.pin_all()?;
+                let pages: Vec<&[u8]> = pins.iter().map(|pin| &**pin).collect();
+                copy_out(&mut |step, buffer| {
+                    buffer.copy_from_slice(pages[step.page as usize]);
+                    Ok(())
+                })
+            }),
+        ],
+    )
+}
+
+fn write_race(bed: &Bed, rounds: usize) -> Result<Vec<Timed>> {
+    let steps = &bed.copies[..];
+    let data = [0x5A; PAGE];
+    let mut writable = bed.file.map_mut()?;
+    let copy_in = |write: &mut dyn FnMut(Step, &[u8]) -> Result<()>| {
+        ns_per_step(steps, |step| {
+            write(step, black_box(&data))?;
+            Ok(0)
+        })
+    };
+    race(
+        rounds,
+        &mut [
+            Contestant::new("foliant write_at, page dirty already", || {
+                bed.pin_all_mut()?.iter_mut().for_each(|pin| pin[0] ^= 1);
+                copy_in(&mut |step, data| Ok(bed.mapping.write_at(step.page_start() as u64, data)?))
+            }),
+            Contestant::new("foliant write_at, page clean", || {
+                bed.mapping.sync()?;
+                copy_in(&mut |step, data| Ok(bed.mapping.write_at(step.page_start() as u64, data)?))
+            }),
+            Contestant::new("pwrite", || {
+                copy_in(&mut |step, data| Ok(bed.file.file.write_all_at(data, step.page_start() as u64)?))
+            }),
+            Contestant::new("copy into mmap", || {
+                copy_in(&mut |step, data| {
+                    writable[step.page_start()..][..PAGE].copy_from_slice(data);
+                    Ok(())
+                })
+            }),
+            Contestant::new("memcpy (our frames)", || {
+                let mut pins = bed.pin_all_mut()?;
+                let mut pages: Vec<&mut [u8]> = pins.iter_mut().map(|pin| &mut **pin).collect();
+                copy_in(&mut |step, data| {
+                    pages[step.page as usize].copy_from_slice(data);
+                    Ok(())
+                })
+            }),
+        ],
+    )
+}
+
+/// The same call by one thread and by two at once.
+fn two_thread_table(bed: &Bed, rounds: usize) -> Result<Table> {
+    let mapping = &bed.mapping;
+    let touches = [&bed.touches[..], &walk::random(PAGES, TOUCH_PASSES, 3)[..]];
+    let copies = [&bed.copies[..], &walk::random(PAGES, 1, 4)[..]];
+    let hot: Vec<Step> = touches[0].iter().map(|step| Step { page: 7, ..*step }).collect();
+    let hot = [&hot[..], &hot[..]];
+    let pin = |step: Step| pin_word(mapping, step);
+    let read_at = |step: Step| {
+        let mut buffer = [0; PAGE];
+        mapping.read_at(step.page_start() as u64, &mut buffer)?;
+        Ok(u64::from(black_box(&buffer)[0]))
+    };
+    let pread = |step: Step| {
+        let mut buffer = [0; PAGE];
+        bed.file.file.read_exact_at(&mut buffer, step.page_start() as u64)?;
+        Ok(u64::from(black_box(&buffer)[0]))
+    };
+    let timed = race(
+        rounds,
+        &mut [
+            Contestant::new("foliant pin", || one_thread(touches[0], pin)),
+            Contestant::new("", || two_threads(touches, pin)),
+            Contestant::new("foliant read_at", || one_thread(copies[0], read_at)),
+            Contestant::new("", || two_threads(copies, read_at)),
+            Contestant::new("pread", || one_thread(copies[0], pread)),
+            Contestant::new("", || two_threads(copies, pread)),
+            Contestant::new("foliant pin, one page for all", || one_thread(hot[0], pin)),
+            Contestant::new("", || two_threads(hot, pin)),
+        ],
+    )?;
+    let rows = timed.chunks_exact(2).map(|pair| {
+        let (one, two) = (&pair[0], &pair[1]);
+        let scaling = 2.0 * one.ratio_to(two);
+        Row::new(
+            one.name,
+            vec![Cell::Figure(one.median()), Cell::Figure(two.median()), Cell::Figure(scaling)],
+        )
+    });
+    Ok(Table {
+        title: "two threads".into(),
+        columns: vec!["ns, one thread", "ns, each of two", "scaling"],
+        rows: rows.collect(),
+    })
+}
+
+fn one_thread(steps: &[Step], visit: impl Fn(Step) -> Result<u64> + Sync) -> Result<f64> {
+    on_cores([steps], visit)
+}
+
+fn two_threads(steps: [&[Step]; 2], visit: impl Fn(Step) -> Result<u64> + Sync) -> Result<f64> {
+    on_cores(steps, visit)
+}
+
+/// Walks each of `walks` on a core of its own, all at once; returns the mean processor time of a step.
+fn on_cores<const N: usize>(walks: [&[Step]; N], visit: impl Fn(Step) -> Result<u64> + Sync) -> Result<f64> {
+    let cores = core_affinity::get_core_ids().context("cannot tell the cores of this process")?;
+    let (start, visit) = (&Barrier::new(N), &visit);
+    let figures = std::thread::scope(|scope| {
+        let measure = |(walk, core)| {
+            scope.spawn(move || {
+                core_affinity::set_for_current(core);
+                start.wait();
+                ns_per_step(walk, visit)
+            })
+        };
+        let threads: Vec<_> = walks.into_iter().zip(cores.into_iter().rev()).map(measure).collect();
+        let join =
+            |thread: ScopedJoinHandle<'_, _>| thread.join().map_err(|_| anyhow!("a thread panicked"))?;
+        threads.into_iter().map(join).collect::<Result<Vec<f64>>>()
+    })?;
+    Ok(figures.iter().sum::<f64>() / N as f64)
+}
+
+#[inline]
+fn pin_word(mapping: &Mapping, step: Step) -> Result<u64> {
+    let page = mapping.pin(u64::from(step.page))?;
+    Ok(word(&page, step.within as usize))
+}
+
+/// The word at byte `at`.
+#[inline]
+fn word(bytes: &[u8], at: usize) -> u64 {
+    bytes[at..].first_chunk().map_or(0, |word| u64::from_ne_bytes(*word))
+}
+
+fn lost() -> anyhow::Error {
+    anyhow!("a cache evicted a page, though it has room for all")
+}
+
+fn named<'t>(timed: &'t [Timed], name: &str) -> Result<&'t Timed> {
+    timed.iter().find(|timed| timed.name == name).with_context(|| format!("{name} was not measured"))
+}
+
+/// A table whose first line is ours.
+fn table(title: &str, timed: &[Timed]) -> Table {
+    let rows = timed.iter().map(|line| {
+        let cells = vec![
+            Cell::Figure(line.median()),
+            Cell::Figure(line.best()),
+            Cell::Figure(line.ratio_to(&timed[0])),
+        ];
+        Row::new(line.name, cells)
+    });
+    Table { title: title.into(), columns: vec!["ns", "best", "ratio"], rows: rows.collect() }
+}

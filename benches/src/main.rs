@@ -1,0 +1,100 @@
+//! `versus`: Foliant beside its peers, a question a file.
+//!
+//! ```text
+//! cargo run --release -p foliant-benches --bin versus -- QUESTION [--json] [--rounds N] [--quick] [--check]
+//! ```
+//!
+//! Each question module measures and returns an [`Answer`](report::Answer): tables, notes, and targets with their
+//! verdicts. Only `report` prints. How the timing is done is told by [`measure`].
+
+mod callgrind;
+mod driver;
+mod engine;
+mod hits;
+mod machine;
+mod measure;
+mod metadata;
+mod report;
+mod walk;
+mod writeback;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+
+use crate::machine::Machine;
+use crate::measure::Effort;
+use crate::report::{Answer, Output};
+
+/// Measures Foliant beside its peers, in one run, as ratios.
+#[derive(Debug, Parser)]
+#[command(
+    name = "versus",
+    after_help = "Examples:\n  versus driver\n  versus hits --rounds 15\n  versus writeback --quick --json\n  \
+                  versus all --check"
+)]
+struct Arguments {
+    /// What to measure.
+    question: Question,
+    /// Print one JSON object instead of tables.
+    #[arg(long)]
+    json: bool,
+    /// Measured rounds; every figure is a median over them. The default depends on the question.
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..))]
+    rounds: Option<u16>,
+    /// Fewer rounds and smaller data: a first look, not a figure to quote.
+    #[arg(long)]
+    quick: bool,
+    /// Exit with status 1 when a target is missed, or could not be measured.
+    #[arg(long)]
+    check: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Question {
+    /// 4 KiB reads through driver and emulated controller on one core; the driver's own instructions.
+    Driver,
+    /// Cache hits beside pread, mmap, cache crates and bare memory.
+    Hits,
+    /// Draining dirty pages beside the raw driver issuing the same commands; the number of commands.
+    Writeback,
+    /// Bytes of metadata a cached page.
+    Metadata,
+    /// All of them, one after the other.
+    All,
+    /// What `driver` runs under callgrind.
+    #[value(hide = true)]
+    DriverCallgrind,
+}
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    let effort = Effort { rounds: arguments.rounds.map(usize::from), quick: arguments.quick };
+    let answers = match arguments.question {
+        Question::Driver => vec![driver::answer(effort)?],
+        Question::Hits => vec![hits::answer(effort)?],
+        Question::Writeback => vec![writeback::answer(effort)?],
+        Question::Metadata => vec![metadata::answer()?],
+        Question::All => {
+            vec![
+                driver::answer(effort)?,
+                hits::answer(effort)?,
+                writeback::answer(effort)?,
+                metadata::answer()?,
+            ]
+        }
+        Question::DriverCallgrind => {
+            callgrind::run_measured_reads()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+    };
+    let passed = answers.iter().all(Answer::meets_its_targets);
+    let output = Output { machine: Machine::this()?, answers };
+    if arguments.json {
+        output.print_json()?
+    } else {
+        output.print_tables()
+    }
+    Ok(if arguments.check && !passed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

@@ -1,0 +1,196 @@
+//! The command line: what can be asked for, with examples.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::size::ByteSize;
+use crate::target::Target;
+
+/// Foliant: a userspace NVMe storage engine that databases embed.
+///
+/// DEVICE and URI are emu:PATH?size=SIZE for an emulated controller on an image file, emu:ram?size=SIZE for one in
+/// memory, emu:null?size=SIZE for one that moves no data. More parameters: lba=512|4096, mdts=SIZE, queues=N,
+/// entries=N, vwc=0|1, latency_us=N, noiob=BLOCKS, ns=N, engine=auto|uring|plain, direct=auto|on|off.
+///
+/// Results go to standard output, everything else to standard error. RUST_LOG=info shows what happens inside.
+#[derive(Debug, Parser)]
+#[command(version, after_help = "Examples:
+  foliant demo
+  foliant identify 'emu:ram?size=1GiB'
+  foliant bench 'emu:null?size=1TiB' --seconds 3
+  foliant replay trace.csv --device 'emu:disk.img?size=40GiB&lba=512' --cache 256MiB --verify
+
+Exit status: 0 done and verified, 1 an error or a failed verification, 2 a wrong command line.")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Take files into a redb database on Foliant while the power fails again and again.
+    Demo(DemoOptions),
+    /// Replay a block trace through the page cache, and verify every sector.
+    Replay(ReplayOptions),
+    /// Show what a controller says of itself and its namespaces.
+    Identify(IdentifyOptions),
+    /// Measure a device, by the driver alone or through the page cache.
+    Bench(BenchOptions),
+}
+
+/// Takes files into a redb database on Foliant, a transaction a file, from several threads, on an emulated device
+/// in memory whose write cache is volatile. The power is cut in mid-transaction; then the database is reopened and
+/// checked: every acknowledged transaction must be there byte for byte, any other there whole or not at all.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  foliant demo                                  the sources of this checkout, five power cuts
+  foliant demo /usr/share/doc/bash --cuts 20    your own files
+  foliant demo --seed 42 --cache 1MiB           choose where the power is cut; a smaller cache
+  foliant demo --json | jq .verdict")]
+pub(crate) struct DemoOptions {
+    /// Files, or directories with all that's in them; the sources of the checkout when none are named.
+    pub(crate) files: Vec<PathBuf>,
+    /// How often the power is cut.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
+    pub(crate) cuts: u32,
+    /// Decides when the power is cut and what survives; random when not given, and always shown.
+    #[arg(long, value_name = "S")]
+    pub(crate) seed: Option<u64>,
+    /// Size of the page cache.
+    #[arg(long, default_value = "2MiB", value_name = "SIZE")]
+    pub(crate) cache: ByteSize,
+    /// Threads that commit transactions.
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) threads: u16,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Replays a block trace (CSV with the columns version,time,op,size,lbn: op 28 reads and 2a writes, size in bytes,
+/// lbn in 512-byte sectors) through the page cache, as fast as it goes. Requests that touch the same 2 MiB keep
+/// their order.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  foliant replay trace.csv --device 'emu:disk.img?size=40GiB&lba=512' --cache 256MiB --verify
+  foliant replay trace.csv --device 'emu:ram?size=2GiB&lba=512' --cache 64MiB --verify --json
+  foliant replay trace.csv --device 'emu:null?size=1TiB' --cache 1GiB --shards 2
+
+With --verify each sector written carries its address and generation, every read is checked, and at the end the
+image is read without the engine and every sector of it checked.")]
+pub(crate) struct ReplayOptions {
+    /// The trace.
+    pub(crate) trace: PathBuf,
+    /// The device, at least as large as the trace needs.
+    #[arg(long, value_name = "URI")]
+    pub(crate) device: Target,
+    /// Size of the page cache.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) cache: ByteSize,
+    /// Check every read, and at the end every sector of the image.
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Shards of the engine.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) shards: u16,
+    /// Threads that replay.
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) threads: u16,
+    /// Allow overwriting an image that holds data.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Shows the controller, its namespaces and limits, and the memory that the driver shares with it. Writes nothing.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  foliant identify 'emu:ram?size=1GiB&lba=512&ns=2'
+  foliant identify 'emu:disk.img?lba=512' --json | jq .namespaces")]
+pub(crate) struct IdentifyOptions {
+    /// The device.
+    pub(crate) uri: Target,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// In which order blocks are accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pattern {
+    /// Every block equally likely each time.
+    Random,
+    /// Ascending, from the start again at the end.
+    Sequential,
+}
+
+/// Reads and writes blocks for a while and shows operations a second, bandwidth, and a histogram of latencies.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  foliant bench 'emu:null?size=1TiB'                                what driver and emulator cost together
+  foliant bench 'emu:disk.img?size=8GiB' --mix 70 --block 16KiB     70 % reads; makes the image if it's missing
+  foliant bench 'emu:ram?size=1GiB' --cached --cache 256MiB         through the page cache
+  foliant bench 'emu:ram?size=1GiB' --pattern sequential --block 128KiB --depth 8 --json")]
+pub(crate) struct BenchOptions {
+    /// The device.
+    pub(crate) uri: Target,
+    /// Order of the accesses.
+    #[arg(long, value_enum, default_value_t = Pattern::Random)]
+    pub(crate) pattern: Pattern,
+    /// Share of reads in percent; the rest are writes.
+    #[arg(long, default_value_t = 100, value_name = "READ%", value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub(crate) mix: u8,
+    /// Bytes an access.
+    #[arg(long, default_value = "4KiB", value_name = "SIZE")]
+    pub(crate) block: ByteSize,
+    /// Accesses in flight: commands of the raw driver (32 when not given), threads through the cache (4).
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=2048))]
+    pub(crate) depth: Option<u16>,
+    /// How long to measure.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=3600))]
+    pub(crate) seconds: u16,
+    /// Measure the driver alone; this is the default.
+    #[arg(long, conflicts_with = "cached")]
+    pub(crate) raw: bool,
+    /// Measure through the page cache.
+    #[arg(long)]
+    pub(crate) cached: bool,
+    /// Size of the page cache.
+    #[arg(long, default_value = "64MiB", value_name = "SIZE", requires = "cached")]
+    pub(crate) cache: ByteSize,
+    /// Shards of the engine.
+    #[arg(long, default_value_t = 1, value_name = "N", requires = "cached",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) shards: u16,
+    /// Access only the first SIZE bytes of the namespace.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) range: Option<ByteSize>,
+    /// Allow overwriting an image that holds data.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_examples() {
+        for command in Cli::command().get_subcommands_mut() {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Examples:"), "{help}");
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! What ends a command early. Every message names the value, the limit and the remedy.
+
+use std::path::PathBuf;
+
+use foliant_nvme::{ArenaError, DriverError, QueueError, SubmitError};
+use foliant_nvme_emulated::EmulatedError;
+
+use crate::size::ByteSize;
+
+/// Why a command could not run to its end. A failed verification isn't an error but a
+/// [`Verdict`](crate::verdict::Verdict).
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("{option} {value}: {reason}")]
+    Option { option: &'static str, value: String, reason: String },
+    #[error("cannot {what} {}: {source}", path.display())]
+    File { what: &'static str, path: PathBuf, source: std::io::Error },
+    #[error("{}, line {line}: {reason}", path.display())]
+    TraceLine { path: PathBuf, line: u64, reason: String },
+    #[error("{}: {reason}", path.display())]
+    Trace { path: PathBuf, reason: String },
+    #[error(
+        "{} holds data (the first at byte {offset}), which {command} would overwrite; name another file, or add \
+         --overwrite if that data may go",
+        path.display()
+    )]
+    ForeignImage { path: PathBuf, offset: u64, command: &'static str },
+    #[error(
+        "{} doesn't exist, and {command} creates nothing; check the path, or make the image first, for instance \
+         by replay or bench",
+        path.display()
+    )]
+    ImageMissing { path: PathBuf, command: &'static str },
+    #[error("no files to take in: {looked}; name files or directories: foliant demo FILES...")]
+    NoSources { looked: String },
+    #[error("the files have more than {limit} together; name fewer of them")]
+    SourcesTooLarge { limit: ByteSize },
+    #[error("{}: neither a regular file nor a directory; name files that can be read to their end", path.display())]
+    NotAFile { path: PathBuf },
+    #[error("the device completed nothing for {seconds} s with {in_flight} commands in flight; check the device")]
+    DeviceSilent { seconds: u64, in_flight: u32 },
+    #[error("a command failed: {0}")]
+    Command(#[from] foliant_nvme::CommandError),
+    #[error("cannot submit: {0}")]
+    Submit(#[from] SubmitError),
+    #[error("a thread panicked while it {what}; please report this with the command line")]
+    ThreadPanicked { what: &'static str },
+    #[error("cannot write to standard output: {0}")]
+    Stdout(#[source] std::io::Error),
+    #[error("redb, {what}: {source}")]
+    Redb { what: &'static str, source: Box<redb::Error> },
+    #[error(transparent)]
+    Engine(#[from] foliant::Error),
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    #[error(transparent)]
+    Arena(#[from] ArenaError),
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    #[error(transparent)]
+    Emulated(#[from] EmulatedError),
+}
+
+impl Error {
+    /// For `map_err` of a file operation: what was tried with which file.
+    pub(crate) fn file(
+        what: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File { what, path, source }
+    }
+
+    /// For `map_err` of a redb operation: what was tried.
+    pub(crate) fn redb<E: Into<redb::Error>>(what: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::Redb { what, source: Box::new(source.into()) }
+    }
+}

@@ -1,0 +1,66 @@
+//! The command `foliant`: what a newcomer tries first, and what an operator measures with.
+//!
+//! Each sub-command is a module with a `run` that returns a report and a [`Verdict`]; `cli` says what can be
+//! asked for. Results go to standard output, as tables or with `--json` as one object; everything else (progress
+//! bars, warnings, errors) goes to standard error. Nothing but this crate prints.
+//!
+//! | exit status | meaning |
+//! |---|---|
+//! | 0 | done, and whatever was to be verified is right |
+//! | 1 | an error, or the verification failed |
+//! | 2 | the command line can't be understood |
+
+mod bench;
+mod cli;
+mod demo;
+mod error;
+mod identify;
+mod image;
+mod latency;
+mod progress;
+mod replay;
+mod size;
+mod stdout;
+mod table;
+mod target;
+mod verdict;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command};
+use crate::error::Error;
+use crate::verdict::Verdict;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(progress::LogWriter::new)
+        .with_ansi(std::io::stderr().is_terminal())
+        .without_time()
+        .with_target(false)
+        .init();
+    match run(&cli.command) {
+        Ok(Verdict::Passed) => ExitCode::SUCCESS,
+        Ok(Verdict::Failed) => ExitCode::FAILURE,
+        Err(error) => {
+            // When standard error is closed, the exit status still tells.
+            drop(writeln!(std::io::stderr(), "error: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: &Command) -> Result<Verdict, Error> {
+    match command {
+        Command::Demo(options) => demo::run(options),
+        Command::Replay(options) => replay::run(options),
+        Command::Identify(options) => identify::run(options),
+        Command::Bench(options) => bench::run(options),
+    }
+}

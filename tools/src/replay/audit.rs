@@ -1,0 +1,101 @@
+//! The last check of a replay: every sector of the medium, read without any engine or driver code.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use foliant_nvme_emulated::EmulatedController;
+
+use crate::error::Error;
+use crate::image::{CHUNK_BYTES, data_ranges};
+use crate::progress::Progress;
+use crate::replay::model::{Checked, Model};
+use crate::replay::stamp::SECTOR_BYTES;
+
+const PLACE: &str = "on the image";
+const SECTOR: u64 = SECTOR_BYTES as u64;
+
+/// Checks the first `len_bytes` bytes of a raw image file with plain file reads. Holes aren't read: they are zeroes.
+pub(crate) fn audit_file(model: &Model, path: &Path, len_bytes: u64) -> Result<Checked, Error> {
+    let file = File::open(path).map_err(Error::file("open", path))?;
+    let ranges = data_ranges(&file, len_bytes).map_err(Error::file("look for data in", path))?;
+    let read = |offset, chunk: &mut [u8]| {
+        file.read_exact_at(chunk, offset).map_err(Error::file("read back", path))
+    };
+    audit(model, len_bytes, &ranges, read)
+}
+
+/// Checks the first `len_bytes` bytes of namespace 1 of an emulated device in memory, past its queues.
+pub(crate) fn audit_memory(
+    model: &Model,
+    device: &EmulatedController,
+    len_bytes: u64,
+) -> Result<Checked, Error> {
+    let whole = [0..len_bytes];
+    audit(model, len_bytes, &whole, |offset, chunk| Ok(device.read_image(1, offset, chunk)?))
+}
+
+/// Checks every sector below `len_bytes`: those in `ranges`, which ascend, by reading them, all others as zeroes.
+fn audit(
+    model: &Model,
+    len_bytes: u64,
+    ranges: &[Range<u64>],
+    read: impl Fn(u64, &mut [u8]) -> Result<(), Error>,
+) -> Result<Checked, Error> {
+    let progress = Progress::bytes(ranges.iter().map(|range| range.end - range.start).sum());
+    progress.stage("image");
+    let mut checked = Checked::default();
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut hole_start = 0;
+    for range in ranges {
+        model.check_zeroes(hole_start / SECTOR..range.start / SECTOR, PLACE, &mut checked);
+        hole_start = range.end;
+        let mut at = range.start;
+        while at < range.end {
+            let chunk = &mut chunk[..CHUNK_BYTES.min((range.end - at) as usize)];
+            read(at, chunk)?;
+            model.check(at / SECTOR, chunk, PLACE, &mut checked);
+            at += chunk.len() as u64;
+            progress.advance(chunk.len() as u64);
+        }
+    }
+    model.check_zeroes(hole_start / SECTOR..len_bytes / SECTOR, PLACE, &mut checked);
+    Ok(checked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replay::model::Unwritten;
+
+    /// A model with sectors 0 and 100 written, and the image that is right for it.
+    fn model_and_image() -> (Model, tempfile::NamedTempFile) {
+        let mut model = Model::new(Unwritten::Zeroes);
+        let image = tempfile::NamedTempFile::new().unwrap();
+        image.as_file().set_len(1 << 20).unwrap();
+        for (sector, generation) in [(0, 1), (100, 2)] {
+            let mut data = [0; SECTOR_BYTES];
+            model.write(sector, generation, &mut data);
+            image.as_file().write_all_at(&data, sector * SECTOR).unwrap();
+        }
+        (model, image)
+    }
+
+    #[test]
+    fn every_sector_of_a_right_image_is_counted() {
+        let (model, image) = model_and_image();
+        let checked = audit_file(&model, image.path(), 1 << 20).unwrap();
+        assert_eq!((checked.written, checked.zeroes, checked.mismatches), (2, 2046, 0));
+    }
+
+    #[test]
+    fn a_stray_byte_and_a_lost_sector_are_found() {
+        let (model, image) = model_and_image();
+        image.as_file().write_all_at(b"x", 900 * SECTOR + 511).unwrap();
+        image.as_file().write_all_at(&[0; SECTOR_BYTES], 0).unwrap();
+        let checked = audit_file(&model, image.path(), 1 << 20).unwrap();
+        assert_eq!((checked.written, checked.mismatches), (1, 2), "{:?}", checked.described);
+        assert!(checked.described[0].contains("sector 0 must hold request 1, but holds zeroes"));
+    }
+}

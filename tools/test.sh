@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Everything that has to hold, in one command, on a fresh machine with a Rust toolchain: formatting, lints, documentation,
+# tests, the model checks of the lock-free protocols, the planted mistakes, and the demo.
+#
+#   tools/test.sh             all of it
+#   tools/test.sh --no-mutants   without the planted mistakes, which are most of the time
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+mutants=yes
+for argument in "$@"; do
+    case $argument in
+        --no-mutants) mutants=no ;;
+        *)
+            echo "tools/test.sh: unknown argument '$argument'; the only one is --no-mutants" >&2
+            exit 2
+            ;;
+    esac
+done
+
+step() {
+    printf '\n== %s (%ss)\n' "$1" "$SECONDS"
+}
+
+# What is needed beyond the toolchain comes by the distribution's package manager.
+need() {
+    command -v "$1" >/dev/null 2>&1 && return
+    if [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null 2>&1; then
+        echo "installing $2, which has $1"
+        { apt-get install -qq -y --no-install-recommends "$2" || { apt-get update -qq && apt-get install -qq -y --no-install-recommends "$2"; }; } >/dev/null
+    else
+        echo "tools/test.sh needs the program '$1'; install the package '$2' and run it again" >&2
+        exit 1
+    fi
+}
+
+step "tools"
+need cc gcc
+need patch patch
+need git git
+for component in rustfmt clippy; do
+    case $component in rustfmt) program=cargo-fmt ;; clippy) program=cargo-clippy ;; esac
+    command -v $program >/dev/null 2>&1 || rustup component add $component
+done
+
+step "format"
+cargo fmt --all --check
+
+step "lints"
+cargo clippy --locked --workspace --all-targets -- -D warnings
+
+step "documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --quiet
+
+if command -v cargo-deny >/dev/null 2>&1; then
+    step "dependencies"
+    cargo deny --offline check licenses bans sources
+fi
+
+step "tests"
+cargo test --locked --workspace
+
+step "model checks of the lock-free protocols"
+RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/loom" \
+    cargo test --locked --release -p foliant --no-default-features --lib loom_
+
+if [ $mutants = yes ]; then
+    step "planted mistakes"
+    tools/mutants.sh
+fi
+
+step "demo"
+cargo run --locked --release --bin foliant -- demo
+
+printf '\nall passed in %ss\n' "$SECONDS"
