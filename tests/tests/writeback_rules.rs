@@ -83,7 +83,8 @@ fn wb02_a_background_pass_that_ends_early_goes_on_where_it_stopped() {
 fn wb03_a_sync_ends_though_pages_of_its_range_keep_being_dirtied() {
     for mut bed in beds(&ram(), 1024) {
         let mapping = bed.mapping();
-        for page in 0..256u64 {
+        // Every other page: 256 commands, several times what the queue holds.
+        for page in (0..512u64).step_by(2) {
             bed.run(mapping.write_at_async(page * 4096, &[1; 4096])).unwrap();
         }
         bed.fault(NvmOpcode::WRITE, 0, u64::MAX, Action::Delay(Duration::from_micros(5)));
@@ -95,7 +96,7 @@ fn wb03_a_sync_ends_though_pages_of_its_range_keep_being_dirtied() {
                 break result;
             }
             // A writer that never stops: always another page of the range, ahead of the pass and behind it.
-            bed.run(mapping.write_at_async((256 + dirtied % 700) * 4096, &[2; 4096])).unwrap();
+            bed.run(mapping.write_at_async((511 - dirtied * 2 % 512) * 4096, &[2; 4096])).unwrap();
             bed.advance(Duration::from_micros(1));
             dirtied += 1;
             assert!(dirtied < 100_000, "the sync doesn't end");

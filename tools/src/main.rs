@@ -10,6 +10,7 @@
 //! | 1 | an error, or the verification failed |
 //! | 2 | the command line can't be understood |
 
+mod activity;
 mod bench;
 mod cli;
 mod demo;

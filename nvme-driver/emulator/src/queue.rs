@@ -277,6 +277,7 @@ impl QueueGroup {
             Ok(request) => request,
             Err(code) => return self.refuse(index, command, code, device),
         };
+        self.stats.fua_commands += u64::from(request.fua);
         let mut delay_ns = match device.shared.latency {
             None => 0,
             Some(latency) => duration_ns(match request.kind {

@@ -45,13 +45,13 @@ impl Replay<'_> {
     /// Replays the whole trace. The first error of a lane ends all.
     pub(crate) fn run(&self, progress: &Progress) -> Result<Replayed, Error> {
         let stop = AtomicBool::new(false);
+        let run = |lane| {
+            let result = Lane::new(self, lane).run(&stop, progress);
+            stop.fetch_or(result.is_err(), Ordering::Relaxed);
+            result
+        };
+        let run = &run;
         let ends: Vec<Result<Replayed, Error>> = std::thread::scope(|scope| {
-            let run = |lane| {
-                let result = Lane::new(self, lane).run(&stop, progress);
-                stop.fetch_or(result.is_err(), Ordering::Relaxed);
-                result
-            };
-            let run = &run;
             let lanes: Vec<_> = (0..self.lanes).map(|lane| scope.spawn(move || run(lane))).collect();
             let join = |lane: std::thread::ScopedJoinHandle<'_, _>| {
                 lane.join().unwrap_or(Err(Error::ThreadPanicked { what: "replayed the trace" }))

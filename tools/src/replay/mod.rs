@@ -14,20 +14,20 @@ mod trace;
 
 use std::time::Instant;
 
-use foliant::{Engine, EngineOptions, EngineStats, MappingOptions};
-use foliant_nvme_emulated::EmulatedStats;
+use foliant::{Engine, EngineOptions, MappingOptions};
 use serde::Serialize;
 
 use self::lanes::{Replay, Replayed};
 use self::model::{Checked, Unwritten};
 use self::stamp::SECTOR_BYTES;
 use self::trace::{Op, Trace};
+use crate::activity::{CacheActivity, DeviceActivity};
 use crate::cli::ReplayOptions;
 use crate::error::Error;
 use crate::progress::Progress;
 use crate::size::ByteSize;
 use crate::stdout::{Format, Report, write_report};
-use crate::table::{Table, count, percent, ratio};
+use crate::table::{Table, count};
 use crate::target::Medium;
 use crate::verdict::Verdict;
 
@@ -105,8 +105,8 @@ fn replay(options: &ReplayOptions) -> Result<ReplayReport, Error> {
         shards,
         threads: options.threads,
         requests: Requests::of(&trace),
-        cache: CacheReport::new(&engine_stats),
-        commands: CommandReport::new(&device_stats),
+        cache: CacheActivity::from(&engine_stats),
+        commands: DeviceActivity::from(&device_stats),
         replay_seconds,
         verification,
         verdict,
@@ -121,8 +121,8 @@ struct ReplayReport {
     shards: usize,
     threads: u16,
     requests: Requests,
-    cache: CacheReport,
-    commands: CommandReport,
+    cache: CacheActivity,
+    commands: DeviceActivity,
     /// Replay and last sync.
     replay_seconds: f64,
     verification: Option<Verification>,
@@ -136,30 +136,6 @@ struct Requests {
     writes: u64,
     bytes_read: ByteSize,
     bytes_written: ByteSize,
-}
-
-/// What the page cache did.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct CacheReport {
-    page_accesses: u64,
-    page_hits: u64,
-    hit_ratio: f64,
-    pages_read: u64,
-    /// Pages made without reading, because they were overwritten whole.
-    pages_created: u64,
-    pages_written: u64,
-    pages_evicted: u64,
-}
-
-/// What the device was asked, as the device counted it.
-#[derive(Clone, Copy, Debug, Serialize)]
-struct CommandReport {
-    reads: u64,
-    writes: u64,
-    flushes: u64,
-    others: u64,
-    pages_per_write: f64,
-    commands_per_doorbell: f64,
 }
 
 #[derive(Debug, Serialize)]
@@ -192,40 +168,6 @@ impl Requests {
     }
 }
 
-impl CacheReport {
-    fn new(stats: &EngineStats) -> Self {
-        let page_hits = stats.read_hits + stats.write_hits;
-        let page_accesses = page_hits + stats.pages_read + stats.pages_created;
-        Self {
-            page_accesses,
-            page_hits,
-            hit_ratio: ratio(page_hits, page_accesses),
-            pages_read: stats.pages_read,
-            pages_created: stats.pages_created,
-            pages_written: stats.pages_written,
-            pages_evicted: stats.pages_evicted,
-        }
-    }
-}
-
-impl CommandReport {
-    fn new(stats: &EmulatedStats) -> Self {
-        let others = stats.write_zeroes + stats.deallocates + stats.io_others;
-        Self {
-            reads: stats.reads,
-            writes: stats.writes,
-            flushes: stats.flushes,
-            others,
-            pages_per_write: ratio(stats.bytes_written / foliant::PAGE_BYTES as u64, stats.writes),
-            // Admin commands go out one a doorbell.
-            commands_per_doorbell: ratio(
-                stats.io_commands(),
-                stats.sq_batches.saturating_sub(stats.admin_commands),
-            ),
-        }
-    }
-}
-
 impl Verification {
     fn new(mut checked: Checked, image: Checked, sectors_written: u64, begin: Instant) -> Self {
         let in_cache = checked.sectors() - checked.mismatches;
@@ -251,7 +193,7 @@ impl Verification {
 
 impl Report for ReplayReport {
     fn table(&self) -> Table {
-        let Self { requests, cache, commands, .. } = self;
+        let requests = &self.requests;
         let per_second = requests.total as f64 / self.replay_seconds.max(1e-9);
         let table = Table::default()
             .section(format!("replay of {}", self.trace))
@@ -262,21 +204,8 @@ impl Report for ReplayReport {
             .row("requests", count(requests.total))
             .row("reads", format!("{}, {}", count(requests.reads), requests.bytes_read))
             .row("writes", format!("{}, {}", count(requests.writes), requests.bytes_written))
-            .row("elapsed", format!("{:.2} s, {per_second:.0} requests/s", self.replay_seconds))
-            .section("page cache")
-            .row("page accesses", count(cache.page_accesses))
-            .row("hits", format!("{}, {}", count(cache.page_hits), percent(cache.hit_ratio)))
-            .row("pages read", count(cache.pages_read))
-            .row("pages made without reading", count(cache.pages_created))
-            .row("pages written back", count(cache.pages_written))
-            .row("pages evicted", count(cache.pages_evicted))
-            .section("device commands")
-            .row("reads, writes, flushes, others", {
-                let counts = [commands.reads, commands.writes, commands.flushes, commands.others];
-                counts.map(count).join(", ")
-            })
-            .row("pages a write", format!("{:.1}", commands.pages_per_write))
-            .row("commands a doorbell", format!("{:.1}", commands.commands_per_doorbell));
+            .row("elapsed", format!("{:.2} s, {per_second:.0} requests/s", self.replay_seconds));
+        let table = self.commands.rows(self.cache.rows(table));
         match &self.verification {
             None => table.closing("replayed; nothing was verified (--verify does)"),
             Some(verification) => verification.rows(table),

@@ -1,0 +1,115 @@
+//! Through the page cache: as many threads as accesses in flight, each with a handle of the same mapping.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use foliant::{Engine, EngineOptions, Mapping, MappingOptions};
+
+use super::workload::{Direction, Workload};
+use super::{CachedActivity, Measured};
+use crate::activity::CacheActivity;
+use crate::cli::BenchOptions;
+use crate::error::Error;
+use crate::latency::Latencies;
+use crate::progress::Progress;
+use crate::target::Target;
+
+/// Accesses between two looks at whether the time is over.
+const ACCESSES_A_LOOK: u32 = 64;
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
+/// Threads when no depth is given.
+const DEPTH: u16 = 4;
+
+pub(crate) fn measure(options: &BenchOptions, target: &Target) -> Result<Measured, Error> {
+    let device = target.open()?;
+    let engine = Engine::open_on(
+        device.attach()?,
+        &EngineOptions {
+            cache_bytes: options.cache.0,
+            shards: options.shards.into(),
+            ..EngineOptions::default()
+        },
+    )?;
+    let mapping = engine.mapping(&MappingOptions::default())?;
+    let namespace = engine.namespaces().iter().find(|namespace| namespace.id() == 1);
+    let namespace = namespace.expect("the mapping of namespace 1 could be opened");
+    let workload = Workload::new(options, namespace, options.depth.unwrap_or(DEPTH))?;
+    let begin = Instant::now();
+    let (reads, writes, latencies) = run(&mapping, &workload)?;
+    let elapsed = begin.elapsed();
+    let synced = Instant::now();
+    mapping.sync()?;
+    let cache = CachedActivity {
+        cache: CacheActivity::from(&engine.stats()),
+        last_sync_seconds: synced.elapsed().as_secs_f64(),
+    };
+    let shards = Some(engine.shards());
+    drop(mapping);
+    engine.close()?;
+    Ok(Measured { reads, writes, elapsed, latencies, doorbells: None, cache: Some(cache), shards, workload })
+}
+
+/// Reads, writes and their latencies of all threads together.
+fn run(mapping: &Mapping, workload: &Workload) -> Result<(u64, u64, Latencies), Error> {
+    let stop = AtomicBool::new(false);
+    let progress = Progress::time(workload.duration);
+    progress.stage("page cache");
+    let parts = u64::from(workload.depth);
+    std::thread::scope(|scope| {
+        let stop = &stop;
+        let spawn = |part| {
+            scope.spawn(move || {
+                let result = run_part(mapping, workload, part, stop);
+                stop.fetch_or(result.is_err(), Ordering::Relaxed);
+                result
+            })
+        };
+        let threads: Vec<_> = (0..parts).map(spawn).collect();
+        let begin = Instant::now();
+        while begin.elapsed() < workload.duration && !stop.load(Ordering::Relaxed) {
+            std::thread::sleep(PROGRESS_INTERVAL.min(workload.duration.saturating_sub(begin.elapsed())));
+            progress.set(begin.elapsed().as_millis() as u64);
+        }
+        stop.store(true, Ordering::Relaxed);
+        let mut all = (0, 0, Latencies::new());
+        for thread in threads {
+            let ended = thread.join().unwrap_or(Err(Error::ThreadPanicked { what: "measured" }));
+            let (reads, writes, latencies) = ended?;
+            all.0 += reads;
+            all.1 += writes;
+            all.2.merge(&latencies);
+        }
+        Ok(all)
+    })
+}
+
+fn run_part(
+    mapping: &Mapping,
+    workload: &Workload,
+    part: u64,
+    stop: &AtomicBool,
+) -> Result<(u64, u64, Latencies), Error> {
+    let mut accesses = workload.accesses(part, workload.depth.into());
+    let mut buffer = vec![0xA5; workload.block_bytes as usize];
+    let mut latencies = Latencies::new();
+    let (mut reads, mut writes) = (0, 0);
+    while !stop.load(Ordering::Relaxed) {
+        for _ in 0..ACCESSES_A_LOOK {
+            let (direction, index) = accesses.next();
+            let offset = index * workload.block_bytes;
+            let begin = Instant::now();
+            match direction {
+                Direction::Read => {
+                    mapping.read_at(offset, &mut buffer)?;
+                    reads += 1;
+                }
+                Direction::Write => {
+                    mapping.write_at(offset, &buffer)?;
+                    writes += 1;
+                }
+            }
+            latencies.record(begin.elapsed());
+        }
+    }
+    Ok((reads, writes, latencies))
+}
