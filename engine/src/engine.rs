@@ -14,6 +14,7 @@ use crate::cache::ShardCache;
 use crate::cache::folio::FrameId;
 use crate::cache::frames::{FrameMemory, PAGE_BYTES};
 use crate::cache::shape::MappingShape;
+use crate::cache::tags::TagTree;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::mapping::{Mapping, MappingOptions};
@@ -41,7 +42,7 @@ pub(crate) struct EngineInner {
     /// By namespace id.
     durability: BTreeMap<u32, Arc<Durability>>,
     stop: Arc<AtomicBool>,
-    metadata_bytes: u64,
+    fixed_metadata_bytes: u64,
     frames: u64,
     arena: ArenaBacking,
 }
@@ -111,7 +112,7 @@ impl Engine {
             identity: controller.identity().clone(),
             durability,
             stop: Arc::new(AtomicBool::new(false)),
-            metadata_bytes: shards.iter().map(|shard| shard.metadata_bytes() as u64).sum(),
+            fixed_metadata_bytes: shards.iter().map(|shard| shard.fixed_metadata_bytes() as u64).sum(),
             frames,
             arena: controller.arena().backing(),
         });
@@ -204,11 +205,7 @@ impl Engine {
     /// Counters since open.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
-        let mut stats = EngineStats {
-            frames: self.inner.frames,
-            metadata_bytes: self.inner.metadata_bytes,
-            ..Default::default()
-        };
+        let mut stats = EngineStats { frames: self.inner.frames, ..Default::default() };
         for link in &self.inner.links {
             link.counters.add_to(&mut stats);
             let (reads, writes) = link.hits.totals();
@@ -219,6 +216,7 @@ impl Engine {
                 link.cache.marked.iter().map(|marked| u64::from(marked.dirty.load(Ordering::Relaxed)));
             stats.dirty_pages += dirty.sum::<u64>();
         }
+        stats.metadata_bytes = self.inner.fixed_metadata_bytes + stats.tag_nodes * TagTree::NODE_BYTES as u64;
         stats
     }
 

@@ -65,7 +65,7 @@ macro_rules! counters {
             pub dirty_pages: u64,
             /// Frames of the cache.
             pub frames: u64,
-            /// Bytes of metadata beside the frames.
+            /// Bytes of metadata in use beside the frames.
             pub metadata_bytes: u64,
             $($(#[doc = $doc])+ pub $name: u64,)+
         }
@@ -107,6 +107,8 @@ counters! {
     command_errors,
     /// Times that the shard slept.
     sleeps,
+    /// Nodes of the tag trees in use now: one for up to 64 neighbouring cached pages, and a few above them.
+    tag_nodes,
 }
 
 /// Adds to a counter that one thread alone writes: no locked instruction.

@@ -100,11 +100,11 @@ impl ShardCache {
         Self { shared: Arc::new(shared), tree, shard, free: (0..count).rev().collect(), hand: 0, evicted: 0 }
     }
 
-    /// Bytes of everything beside the frames themselves.
-    pub(crate) fn metadata_bytes(&self) -> usize {
+    /// Bytes beside the frames that don't depend on what is cached; tag nodes in use come on top.
+    pub(crate) fn fixed_metadata_bytes(&self) -> usize {
         size_of_val(&*self.shared.headers)
             + self.shared.index.size_bytes()
-            + self.tree.size_bytes()
+            + self.tree.table_bytes()
             + size_of_val(&*self.shared.marked)
             + self.free.capacity() * size_of::<u32>()
     }

@@ -23,8 +23,11 @@
 use crate::primitives::{AtomicU32, AtomicU64, Ordering};
 use std::ops::Range;
 use std::sync::Arc;
+#[cfg(not(loom))]
+use zerocopy::FromZeros;
 
-const NONE: u32 = u32::MAX;
+/// No node: numbers count from 1, so that a pool of nodes that was never used is all zeros and costs no memory yet.
+const NONE: u32 = 0;
 /// Pages a leaf, children a node: the bits of a word.
 const FANOUT_BITS: u32 = 6;
 const FANOUT: u64 = 1 << FANOUT_BITS;
@@ -44,6 +47,7 @@ pub(crate) enum Tag {
 
 /// One node's shared half.
 #[derive(Debug)]
+#[cfg_attr(not(loom), derive(FromZeros))]
 struct TagNode {
     /// A word a [`Tag`]: at a leaf a bit a page, above a bit a child.
     marks: [AtomicU64; 3],
@@ -60,13 +64,22 @@ pub(crate) struct TagNodes {
 }
 
 impl TagNodes {
+    /// Nodes 1 to `count`, all without marks.
     fn new(count: usize) -> Self {
-        let node = || TagNode {
-            marks: [AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0)],
-            parent: AtomicU32::new(NONE),
-            slot: AtomicU32::new(0),
+        #[cfg(not(loom))]
+        let nodes =
+            <[TagNode]>::new_box_zeroed_with_elems(count + 1).expect("a cache's metadata fits into memory");
+        #[cfg(loom)]
+        let nodes = {
+            let word = || AtomicU64::new(0);
+            let node = |_| TagNode {
+                marks: [word(), word(), word()],
+                parent: AtomicU32::new(NONE),
+                slot: AtomicU32::new(0),
+            };
+            (0..=count).map(node).collect()
         };
-        Self { nodes: (0..count).map(|_| node()).collect() }
+        Self { nodes }
     }
 
     /// Sets DIRTY for the page at `slot` of `leaf`, then the summaries up to the root. The caller holds the
@@ -203,7 +216,7 @@ impl TreeId {
 }
 
 /// One node's private half.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct NodeLinks {
     /// Mapping, level and index: [`TreeId::node_key`].
     key: u64,
@@ -219,7 +232,11 @@ pub(crate) struct TagTree {
     nodes: Arc<TagNodes>,
     links: Box<[NodeLinks]>,
     buckets: Box<[u32]>,
+    /// First node that was used and is free again.
     free: u32,
+    /// First node that was never used.
+    fresh: u32,
+    used: usize,
 }
 
 impl TagTree {
@@ -232,27 +249,32 @@ impl TagTree {
     }
 
     pub(crate) fn new(nodes_max: usize) -> Self {
-        let mut links =
-            vec![NodeLinks { key: u64::MAX, present: 0, next: NONE }; nodes_max].into_boxed_slice();
-        for (index, node) in links.iter_mut().enumerate().take(nodes_max.saturating_sub(1)) {
-            node.next = index as u32 + 1;
-        }
         Self {
             nodes: Arc::new(TagNodes::new(nodes_max)),
-            links,
+            links: vec![NodeLinks::default(); nodes_max + 1].into_boxed_slice(),
             buckets: vec![NONE; nodes_max.next_power_of_two()].into_boxed_slice(),
-            free: if nodes_max == 0 { NONE } else { 0 },
+            free: NONE,
+            fresh: 1,
+            used: 0,
         }
     }
+
+    /// Nodes in use.
+    pub(crate) fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Bytes of one node, both halves.
+    pub(crate) const NODE_BYTES: usize = size_of::<TagNode>() + size_of::<NodeLinks>();
 
     /// The shared half.
     pub(crate) fn nodes(&self) -> &Arc<TagNodes> {
         &self.nodes
     }
 
-    /// Bytes that nodes and their table occupy.
-    pub(crate) fn size_bytes(&self) -> usize {
-        size_of_val(&*self.nodes.nodes) + size_of_val(&*self.links) + size_of_val(&*self.buckets)
+    /// Bytes of the table by which nodes are found; the nodes themselves count when they are used.
+    pub(crate) fn table_bytes(&self) -> usize {
+        size_of_val(&*self.buckets)
     }
 
     fn bucket(&self, key: u64) -> usize {
@@ -302,9 +324,15 @@ impl TagTree {
     }
 
     fn create(&mut self, key: u64) -> u32 {
-        let node = self.free;
-        assert_ne!(node, NONE, "the tag tree was sized below its need");
-        self.free = self.links[node as usize].next;
+        let node = if self.free == NONE {
+            self.fresh += 1;
+            self.fresh - 1
+        } else {
+            let next = self.links[self.free as usize].next;
+            std::mem::replace(&mut self.free, next)
+        };
+        assert!((node as usize) < self.links.len(), "the tag tree was sized below its need");
+        self.used += 1;
         let bucket = self.bucket(key);
         self.links[node as usize] = NodeLinks { key, present: 0, next: self.buckets[bucket] };
         self.buckets[bucket] = node;
@@ -343,9 +371,9 @@ impl TagTree {
             }
             self.links[at as usize].next = next;
         }
-        self.links[node as usize].key = u64::MAX;
         self.links[node as usize].next = self.free;
         self.free = node;
+        self.used -= 1;
     }
 
     /// The first leaf with wanted pages in `range` (shard-local pages), and which pages those are.
@@ -534,7 +562,7 @@ mod tests {
         for page in 0..frames {
             trees.remove(tree, page * (pages / frames));
         }
-        assert!(trees.buckets.iter().all(|&bucket| bucket == NONE), "every node went back");
+        assert_eq!(trees.used(), 0, "every node went back");
     }
 }
 

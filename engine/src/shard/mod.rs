@@ -27,6 +27,7 @@ pub(crate) mod write;
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Receiver;
 use foliant_nvme::{Completion, QueuePair};
@@ -162,9 +163,9 @@ impl Shard {
         self.cache.shared.headers.len() as u64
     }
 
-    /// Bytes of everything that the cache keeps beside its frames.
-    pub(crate) fn metadata_bytes(&self) -> usize {
-        self.cache.metadata_bytes()
+    /// Bytes that the cache keeps beside its frames, without its tag nodes.
+    pub(crate) fn fixed_metadata_bytes(&self) -> usize {
+        self.cache.fixed_metadata_bytes()
     }
 
     /// Does a bounded step at time `now_ns` (nanoseconds, any origin, never going back). Never blocks.
@@ -183,6 +184,7 @@ impl Shard {
         progressed |= self.step_flusher();
         self.step_commits();
         self.evict_ahead();
+        self.link.counters.tag_nodes.store(self.cache.tree.used() as u64, Ordering::Relaxed);
         if self.queue.ring() {
             bump(&self.link.counters.doorbells, 1);
             progressed = true;
