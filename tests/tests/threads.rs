@@ -4,6 +4,8 @@
 //! Each page is 512 copies of one number: how often it was changed. A reader that meets two numbers in a page has
 //! seen a torn page; a sum that is short at the end has lost a change.
 
+#![expect(clippy::print_stdout, reason = "a randomised test prints its seed")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;

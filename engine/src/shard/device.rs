@@ -96,6 +96,7 @@ impl Shard {
     /// Lets an emulated device work and takes what has completed.
     pub(super) fn take_completions(&mut self) -> bool {
         let pumped = self.queue.pump();
+        self.device_due_ns = pumped.next_due_ns.map(|due| self.now_ns.saturating_add(due));
         let mut completed = std::mem::take(&mut self.completed);
         let polled = self.queue.poll(COMPLETION_BUDGET, |completion| completed.push(completion));
         let progressed = pumped.fetched > 0 || pumped.posted > 0 || !completed.is_empty();

@@ -111,6 +111,8 @@ pub struct Shard {
     completed: Vec<Completion<ShardPayload>>,
     checked_ns: u64,
     now_ns: u64,
+    /// When an emulated device's next modelled delay ends.
+    device_due_ns: Option<u64>,
     failed: bool,
 }
 
@@ -145,6 +147,7 @@ impl Shard {
             completed: Vec::with_capacity(COMPLETION_BUDGET as usize),
             checked_ns: 0,
             now_ns: 0,
+            device_due_ns: None,
             failed: false,
             limits,
             link,
@@ -199,8 +202,8 @@ impl Shard {
             progressed = true;
         }
         let waiting = self.queue.in_flight() > 0 || !self.reads.is_empty() || self.in_service.contains(&true);
-        let due_ns = self.flusher.due_ns();
-        let due_ns = if waiting { Some(due_ns.unwrap_or(u64::MAX).min(now_ns + CHECK_NS)) } else { due_ns };
+        let check_ns = waiting.then(|| now_ns.saturating_add(CHECK_NS));
+        let due_ns = [self.flusher.due_ns(), self.device_due_ns, check_ns].into_iter().flatten().min();
         Step { progressed, waiting, due_ns }
     }
 

@@ -17,6 +17,8 @@ use crate::stats::bump;
 
 /// Folios that one attempt to make room looks at: bounds the step.
 const EVICT_STEPS: u32 = 1024;
+/// Folios that eviction ahead of demand looks at in a step.
+const AHEAD_STEPS: u32 = 64;
 
 /// A request for pages that isn't answered yet.
 #[derive(Debug)]
@@ -143,15 +145,15 @@ impl Shard {
             }
             // Evicting may hit a page of this very range, hence the second count.
             self.frames_needed = missing;
-            self.evict(missing);
+            self.evict(missing, EVICT_STEPS);
         }
         self.cache.free_frames() >= self.missing(mapping, first, count)
     }
 
-    fn evict(&mut self, wanted: usize) {
+    fn evict(&mut self, wanted: usize, steps_max: u32) {
         let before = self.cache.evicted;
         let mappings = &self.mappings;
-        self.cache.evict(wanted, EVICT_STEPS, |key| {
+        self.cache.evict(wanted, steps_max, |key| {
             mappings[key.mapping() as usize].as_ref().map(|open| &open.shape)
         });
         bump(&self.link.counters.pages_evicted, self.cache.evicted - before);
@@ -159,14 +161,9 @@ impl Shard {
 
     /// Keeps a few frames free, so that a miss seldom has to look for one.
     pub(super) fn evict_ahead(&mut self) {
-        let ahead = (self.cache.shared.headers.len() / 64).clamp(1, 1024);
-        if self.cache.free_frames() < ahead && self.cache.free_frames() < self.frames_needed.max(ahead) {
-            let wanted = ahead.max(self.frames_needed);
-            let before = self.cache.evicted;
-            let mappings = &self.mappings;
-            self.cache
-                .evict(wanted, 64, |key| mappings[key.mapping() as usize].as_ref().map(|open| &open.shape));
-            bump(&self.link.counters.pages_evicted, self.cache.evicted - before);
+        let ahead = (self.cache.shared.headers.len() / 64).clamp(1, 1024).max(self.frames_needed);
+        if self.cache.free_frames() < ahead {
+            self.evict(ahead, AHEAD_STEPS);
         }
     }
 

@@ -12,7 +12,10 @@ use super::{Shard, Step};
 use crate::stats::bump;
 
 /// Steps without progress before a shard with commands in flight sleeps: some tens of microseconds.
-const SPINS: u32 = 500;
+const SPINS_IN_FLIGHT: u32 = 500;
+/// Steps without progress before a shard without any sleeps: long enough that a thread which has just been answered can
+/// ask again without a wake-up, a few microseconds.
+const SPINS_IDLE: u32 = 50;
 
 /// Runs `shard` until `stop` is set.
 pub(crate) fn run(mut shard: Shard, origin: Instant, stop: &AtomicBool) -> Shard {
@@ -24,7 +27,8 @@ pub(crate) fn run(mut shard: Shard, origin: Instant, stop: &AtomicBool) -> Shard
             continue;
         }
         idle += 1;
-        if step.waiting && idle < SPINS {
+        let spins = if step.waiting { SPINS_IN_FLIGHT } else { SPINS_IDLE };
+        if idle < spins {
             std::hint::spin_loop();
             continue;
         }

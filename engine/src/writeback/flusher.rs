@@ -51,6 +51,8 @@ pub(crate) struct Run {
 
 /// How long background passes pause after a write has failed.
 const RETRY_NS: u64 = 100_000_000;
+/// How long they pause after a round that found nothing it could write.
+const HELD_NS: u64 = 1_000_000;
 
 impl Flusher {
     pub(crate) fn new(background_pages: u64, interval_ns: u64) -> Self {
@@ -106,6 +108,10 @@ impl Flusher {
     pub(crate) fn end(&mut self, now_ns: u64) {
         if let Some(run) = self.running.take() {
             tracing::debug!(reason = ?run.reason, pages = run.pages, "writeback_written");
+            if run.finished > 0 && run.pages == 0 {
+                // Everything dirty is held by somebody: another round at once would meet the same.
+                self.retry_ns = now_ns + HELD_NS;
+            }
             if run.reason == Reason::Interval {
                 self.armed_ns = Some(now_ns);
             }
@@ -165,6 +171,18 @@ mod tests {
         flusher.decide(pressure(10, true, 60));
         assert_eq!(reason(&flusher), None);
         flusher.decide(pressure(10, true, 50 + RETRY_NS));
+        assert!(flusher.running.is_some());
+    }
+
+    #[test]
+    fn a_round_that_could_write_nothing_is_not_repeated_at_once() {
+        let mut flusher = Flusher::new(0, 1000);
+        flusher.decide(pressure(10, false, 0));
+        flusher.running.as_mut().unwrap().finished = 1;
+        flusher.end(5);
+        flusher.decide(pressure(10, false, 6));
+        assert_eq!(reason(&flusher), None);
+        flusher.decide(pressure(10, false, 5 + HELD_NS));
         assert!(flusher.running.is_some());
     }
 
