@@ -19,7 +19,8 @@ fi
 
 # A copy of what git would commit, uncommitted changes included.
 git ls-files -z --cached --others --exclude-standard | tar --null --ignore-failed-read -T - -cf - 2>/dev/null | tar -C "$work" -xf -
-export CARGO_TARGET_DIR=${FOLIANT_MUTANTS_TARGET:-$top/target/mutants}
+# Dependencies that were built for the tests are used again.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$top/target}
 noticed=0
 failed=0
 for patch in "${patches[@]}"; do

@@ -19,6 +19,9 @@ use crate::shard::request::{Request, Want};
 
 const PAGE: u64 = PAGE_BYTES as u64;
 
+/// Shards that one request is sent to before their answers are waited for: their futures live on the stack.
+const ASKED_AT_ONCE: usize = 16;
+
 /// Which part of the device a mapping covers.
 #[derive(Clone, Debug)]
 pub struct MappingOptions {
@@ -482,31 +485,37 @@ impl Mapping {
 
     // ---- all shards -------------------------------------------------------------------------------------
 
-    /// Sends a request to every shard concerned at once, waits for all, and returns the first error.
+    /// Sends a request to every shard concerned, to [`ASKED_AT_ONCE`] at a time, waits for all, and returns the
+    /// first error.
     async fn ask_shards(
         &self,
         concerned: impl Fn(&ShardLink) -> bool,
         request: impl Fn() -> Request,
     ) -> Result<()> {
-        if let [link] = &*self.engine.links {
-            return if concerned(link) { link.request(request()).await.map(drop) } else { Ok(()) };
-        }
-        let links = self.engine.links.iter().filter(|link| concerned(link));
-        let mut pending: Vec<RequestFuture<'_>> = links.map(|link| link.request(request())).collect();
         let mut result = Ok(());
-        std::future::poll_fn(|context| {
-            pending.retain_mut(|future| match std::pin::Pin::new(future).poll(context) {
-                Poll::Pending => true,
-                Poll::Ready(reply) => {
-                    if let (Err(error), Ok(())) = (reply, &result) {
-                        result = Err(error);
+        for links in self.engine.links.chunks(ASKED_AT_ONCE) {
+            let mut pending: [Option<RequestFuture<'_>>; ASKED_AT_ONCE] = [const { None }; ASKED_AT_ONCE];
+            for (pending, link) in pending.iter_mut().zip(links) {
+                *pending = concerned(link).then(|| link.request(request()));
+            }
+            std::future::poll_fn(|context| {
+                let mut waiting = false;
+                for slot in &mut pending {
+                    let Some(future) = slot else { continue };
+                    match std::pin::Pin::new(future).poll(context) {
+                        Poll::Pending => waiting = true,
+                        Poll::Ready(reply) => {
+                            *slot = None;
+                            if result.is_ok() {
+                                result = reply.map(drop);
+                            }
+                        }
                     }
-                    false
                 }
-            });
-            if pending.is_empty() { Poll::Ready(()) } else { Poll::Pending }
-        })
-        .await;
+                if waiting { Poll::Pending } else { Poll::Ready(()) }
+            })
+            .await;
+        }
         result
     }
 

@@ -24,7 +24,7 @@ pub(crate) mod request;
 pub(crate) mod runner;
 pub(crate) mod write;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -103,8 +103,8 @@ pub struct Shard {
     reads: VecDeque<FolioRun>,
     syncs: Vec<SyncJob>,
     discards: Vec<DiscardJob>,
-    /// By namespace id.
-    commits: BTreeMap<u32, NamespaceCommits>,
+    /// A group a namespace; few.
+    commits: Vec<NamespaceCommits>,
     flusher: Flusher,
     watch: DeviceWatch,
     /// Reused every step.
@@ -141,7 +141,7 @@ impl Shard {
             reads: VecDeque::with_capacity(requests * 2),
             syncs: Vec::with_capacity(requests),
             discards: Vec::new(),
-            commits: BTreeMap::new(),
+            commits: Vec::new(),
             flusher: Flusher::new(limits.background_pages, limits.flush_interval_ns),
             watch,
             completed: Vec::with_capacity(COMPLETION_BUDGET as usize),

@@ -204,16 +204,20 @@ impl Shard {
             return self.answer(slot, Err(error));
         }
         let (namespace, durability) = (open.shape.namespace.clone(), open.durability.clone());
-        let commits = self.commits.entry(namespace.id());
-        let new = || NamespaceCommits { group: CommitGroup::default(), namespace, durability };
-        commits.or_insert_with(new).group.join(slot);
+        match self.commits.iter_mut().find(|commits| commits.namespace.id() == namespace.id()) {
+            Some(commits) => commits.group.join(slot),
+            None => {
+                let mut group = CommitGroup::default();
+                group.join(slot);
+                self.commits.push(NamespaceCommits { group, namespace, durability });
+            }
+        }
     }
 
     /// Submits the flushes that are due. They come last in a step: whatever completed before is covered.
     pub(super) fn step_commits(&mut self) {
         let mut commits = std::mem::take(&mut self.commits);
-        for (&namespace, entry) in &mut commits {
-            let NamespaceCommits { group, durability, .. } = entry;
+        for NamespaceCommits { group, namespace, durability } in &mut commits {
             match group.step(durability) {
                 CommitStep::Idle => {}
                 CommitStep::Settled => {
@@ -227,10 +231,10 @@ impl Shard {
                         continue;
                     }
                     let payload = ShardPayload {
-                        kind: PayloadKind::Flush { namespace, epoch },
+                        kind: PayloadKind::Flush { namespace: namespace.id(), epoch },
                         watch_epoch: self.watch.epoch(),
                     };
-                    match self.queue.submit(&entry.namespace, Io::Flush, payload) {
+                    match self.queue.submit(namespace, Io::Flush, payload) {
                         Ok(()) => {
                             let joined = group.submitted();
                             bump(&self.link.counters.flush_commands, 1);
@@ -248,16 +252,18 @@ impl Shard {
 
     /// A flush ended.
     pub(super) fn flush_completed(&mut self, namespace: u32, epoch: u64, result: Result<(), CommandError>) {
-        let Some(mut commits) = self.commits.remove(&namespace) else { return };
-        let NamespaceCommits { group, durability, .. } = &mut commits;
-        for slot in group.ended(epoch, result, durability) {
-            self.answer(slot, durability.check().map(|()| Grants::none()));
-        }
-        if durability.check().is_err() {
-            for slot in group.settled() {
+        let mut all = std::mem::take(&mut self.commits);
+        if let Some(commits) = all.iter_mut().find(|commits| commits.namespace.id() == namespace) {
+            let NamespaceCommits { group, durability, .. } = commits;
+            for slot in group.ended(epoch, result, durability) {
                 self.answer(slot, durability.check().map(|()| Grants::none()));
             }
+            if durability.check().is_err() {
+                for slot in group.settled() {
+                    self.answer(slot, durability.check().map(|()| Grants::none()));
+                }
+            }
         }
-        self.commits.insert(namespace, commits);
+        self.commits = all;
     }
 }

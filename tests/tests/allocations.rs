@@ -1,0 +1,72 @@
+//! Steady state allocates nothing: not on a hit, a miss, an eviction, a write to the device or a flush.
+//!
+//! The one test here has the process to itself, since the allocator counts for all threads.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use foliant::EngineOptions;
+use foliant_nvme_emulated::EmulatedConfig;
+use foliant_tests::{Bed, options};
+
+/// The system's allocator, counting.
+struct Counting;
+
+static ALLOCATIONS: AtomicU64 = AtomicU64::new(0);
+
+// SAFETY: every call goes to the system's allocator unchanged.
+#[expect(unsafe_code, reason = "a global allocator is an unsafe trait")]
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's contract is the system allocator's.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
+        // SAFETY: the caller's contract is the system allocator's.
+        unsafe { System.dealloc(ptr, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn wb42_steady_state_allocates_nothing() {
+    for shards in [1, 2] {
+        let mut bed = Bed::new(
+            EmulatedConfig::ram(64 << 20, 512),
+            EngineOptions { shards, ..options(128 * shards as u64) },
+        );
+        let mapping = bed.mapping();
+        // The bed's own observer allocates.
+        bed.device.observe(None);
+        let mut buffer = vec![0; 100_000];
+        let mut work = |bed: &mut Bed, round: u64| {
+            let offset = round * 7919 * 4096 % (60 << 20) + round % 4096;
+            bed.run(mapping.write_at_async(offset, &buffer[..20_000])).unwrap();
+            bed.run(mapping.read_at_async(offset / 2, &mut buffer)).unwrap();
+            drop(bed.run(mapping.pin_async(offset / 4096)).unwrap());
+            drop(bed.run(mapping.pin_mut_async(offset / 8192)).unwrap());
+            if round.is_multiple_of(10) {
+                bed.run(mapping.sync_async()).unwrap();
+            }
+            if round.is_multiple_of(50) {
+                bed.advance(Duration::from_secs(6));
+            }
+        };
+        for round in 0..300 {
+            work(&mut bed, round);
+        }
+        let before = ALLOCATIONS.load(Ordering::Relaxed);
+        for round in 300..1300 {
+            work(&mut bed, round);
+        }
+        let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
+        let stats = bed.engine().stats();
+        assert!(stats.pages_evicted > 1000 && stats.flush_commands > 100 && stats.pages_written > 1000);
+        assert_eq!(allocations, 0, "with {shards} shards");
+    }
+}
