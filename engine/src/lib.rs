@@ -56,3 +56,8 @@ pub use options::{EngineOptions, Hugepages, ShardThreads};
 pub use pin::{PagePin, PagePinMut};
 pub use shard::{Shard, Step};
 pub use stats::EngineStats;
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
