@@ -11,6 +11,8 @@ use anyhow::Result;
 use foliant::{Engine, EngineOptions, Mapping, MappingOptions, Shard, ShardThreads};
 use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
 
+use crate::walk::PAGE;
+
 /// A mapping over the whole of an emulated device, and what it needs.
 ///
 /// The fields are dropped in this order; what is dirty is lost, and the device with it.
@@ -20,6 +22,8 @@ pub struct DrivenEngine {
     pub engine: Engine,
     pub device: Arc<EmulatedController>,
     origin: Instant,
+    /// Where `read_page` reads to.
+    byte: [u8; 1],
 }
 
 impl DrivenEngine {
@@ -32,13 +36,19 @@ impl DrivenEngine {
         let mut shards = engine.take_shards();
         let origin = Instant::now();
         let mapping = drive(&mut shards, origin, engine.mapping_async(&MappingOptions::default()))?;
-        Ok(Self { mapping, shards, engine, device, origin })
+        Ok(Self { mapping, shards, engine, device, origin, byte: [0] })
     }
 
     /// Writes one whole page.
-    pub fn write_page(&mut self, page: u64, data: &[u8]) -> Result<()> {
-        let write = self.mapping.write_at_async(page * data.len() as u64, data);
+    pub fn write_page(&mut self, page: u64, data: &[u8; PAGE]) -> Result<()> {
+        let write = self.mapping.write_at_async(page * PAGE as u64, data);
         Ok(drive(&mut self.shards, self.origin, write)?)
+    }
+
+    /// Brings a page into the cache.
+    pub fn read_page(&mut self, page: u64) -> Result<()> {
+        let read = self.mapping.read_at_async(page * PAGE as u64, &mut self.byte);
+        Ok(drive(&mut self.shards, self.origin, read)?)
     }
 
     /// Syncs the mapping.

@@ -248,14 +248,14 @@ fn two_thread_table(bed: &Bed, rounds: usize) -> Result<Table> {
     let timed = race(
         rounds,
         &mut [
-            Contestant::new("foliant pin", || one_thread(touches[0], pin)),
-            Contestant::new("", || two_threads(touches, pin)),
-            Contestant::new("foliant read_at", || one_thread(copies[0], read_at)),
-            Contestant::new("", || two_threads(copies, read_at)),
-            Contestant::new("pread", || one_thread(copies[0], pread)),
-            Contestant::new("", || two_threads(copies, pread)),
-            Contestant::new("foliant pin, one page for all", || one_thread(hot[0], pin)),
-            Contestant::new("", || two_threads(hot, pin)),
+            Contestant::new("foliant pin", || on_cores([touches[0]], pin)),
+            Contestant::new("foliant pin, two threads", || on_cores(touches, pin)),
+            Contestant::new("foliant read_at", || on_cores([copies[0]], read_at)),
+            Contestant::new("foliant read_at, two threads", || on_cores(copies, read_at)),
+            Contestant::new("pread", || on_cores([copies[0]], pread)),
+            Contestant::new("pread, two threads", || on_cores(copies, pread)),
+            Contestant::new("foliant pin, one page for all", || on_cores([hot[0]], pin)),
+            Contestant::new("foliant pin, one page for all, two threads", || on_cores(hot, pin)),
         ],
     )?;
     let rows = timed.chunks_exact(2).map(|pair| {
@@ -271,14 +271,6 @@ fn two_thread_table(bed: &Bed, rounds: usize) -> Result<Table> {
         columns: vec!["ns, one thread", "ns, each of two", "scaling"],
         rows: rows.collect(),
     })
-}
-
-fn one_thread(steps: &[Step], visit: impl Fn(Step) -> Result<u64> + Sync) -> Result<f64> {
-    on_cores([steps], visit)
-}
-
-fn two_threads(steps: [&[Step]; 2], visit: impl Fn(Step) -> Result<u64> + Sync) -> Result<f64> {
-    on_cores(steps, visit)
 }
 
 /// Walks each of `walks` on a core of its own, all at once; returns the mean processor time of a step.

@@ -154,7 +154,7 @@ impl Output {
     pub fn print_tables(&self) {
         println!("{}", self.machine);
         for answer in &self.answers {
-            println!("\nversus {} (medians of {} rounds)", answer.question, answer.rounds);
+            println!("\nversus {}{}", answer.question, rounds(answer.rounds));
             for table in &answer.tables {
                 print!("\n{}", render(table));
             }
@@ -167,6 +167,10 @@ impl Output {
             }
         }
     }
+}
+
+fn rounds(rounds: usize) -> String {
+    if rounds > 1 { format!(" (medians of {rounds} rounds)") } else { String::new() }
 }
 
 /// The table as text: names left, figures right.

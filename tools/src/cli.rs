@@ -15,13 +15,16 @@ use crate::target::Target;
 ///
 /// Results go to standard output, everything else to standard error. RUST_LOG=info shows what happens inside.
 #[derive(Debug, Parser)]
-#[command(version, after_help = "Examples:
+#[command(
+    version,
+    after_help = "Examples:
   foliant demo
   foliant identify 'emu:ram?size=1GiB'
   foliant bench 'emu:null?size=1TiB' --seconds 3
   foliant replay trace.csv --device 'emu:disk.img?size=40GiB&lba=512' --cache 256MiB --verify
 
-Exit status: 0 done and verified, 1 an error or a failed verification, 2 a wrong command line.")]
+Exit status: 0 done and verified, 1 an error or a failed verification, 2 a wrong command line."
+)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) command: Command,
@@ -39,6 +42,17 @@ pub(crate) enum Command {
     Bench(BenchOptions),
 }
 
+impl Command {
+    /// What is logged when RUST_LOG doesn't say: warnings; of the demo, which cuts the power itself, only those that
+    /// don't come from that.
+    pub(crate) fn log_filter(&self) -> &'static str {
+        match self {
+            Self::Demo(_) => "warn,foliant=off,foliant_nvme=off,foliant_nvme::region=warn",
+            Self::Replay(_) | Self::Identify(_) | Self::Bench(_) => "warn",
+        }
+    }
+}
+
 /// Takes files into a redb database on Foliant, a transaction a file, from several threads, on an emulated device
 /// in memory whose write cache is volatile. The power is cut in mid-transaction; then the database is reopened and
 /// checked: every acknowledged transaction must be there byte for byte, any other there whole or not at all.
@@ -54,7 +68,8 @@ pub(crate) struct DemoOptions {
     /// How often the power is cut.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub(crate) cuts: u32,
-    /// Decides when the power is cut and what survives; random when not given, and always shown.
+    /// Decides when the power is cut and what survives; random when not given, and always shown. Threads run as the
+    /// system lets them, so a run from the same seed is alike, not the same.
     #[arg(long, value_name = "S")]
     pub(crate) seed: Option<u64>,
     /// Size of the page cache.
@@ -95,7 +110,7 @@ pub(crate) struct ReplayOptions {
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) shards: u16,
     /// Threads that replay.
-    #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+    #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) threads: u16,
     /// Allow overwriting an image that holds data.
     #[arg(long)]

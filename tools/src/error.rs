@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use foliant_nvme::{ArenaError, DriverError, QueueError, SubmitError};
+use foliant_nvme::{ArenaError, CommandError, DriverError, QueueError, Status, SubmitError};
 use foliant_nvme_emulated::EmulatedError;
 
 use crate::size::ByteSize;
@@ -31,16 +31,29 @@ pub(crate) enum Error {
         path.display()
     )]
     ImageMissing { path: PathBuf, command: &'static str },
+    #[error(
+        "the file system under {} is full (the device says: {status}); free space there and run this again, with \
+         --overwrite since the image now holds data",
+        path.display()
+    )]
+    NoSpace { path: PathBuf, status: Status },
     #[error("no files to take in: {looked}; name files or directories: foliant demo FILES...")]
     NoSources { looked: String },
     #[error("the files have more than {limit} together; name fewer of them")]
     SourcesTooLarge { limit: ByteSize },
     #[error("{}: neither a regular file nor a directory; name files that can be read to their end", path.display())]
     NotAFile { path: PathBuf },
-    #[error("the device completed nothing for {seconds} s with {in_flight} commands in flight; check the device")]
+    #[error(
+        "the device completed nothing for {seconds} s with {in_flight} commands in flight; check the device"
+    )]
     DeviceSilent { seconds: u64, in_flight: u32 },
+    #[error(
+        "{running} threads have said nothing for {seconds} s, though every wait on the device has a limit; please \
+         report this with the command line and the seed"
+    )]
+    Hung { running: u16, seconds: u64 },
     #[error("a command failed: {0}")]
-    Command(#[from] foliant_nvme::CommandError),
+    Command(#[from] CommandError),
     #[error("cannot submit: {0}")]
     Submit(#[from] SubmitError),
     #[error("a thread panicked while it {what}; please report this with the command line")]
@@ -63,10 +76,7 @@ pub(crate) enum Error {
 
 impl Error {
     /// For `map_err` of a file operation: what was tried with which file.
-    pub(crate) fn file(
-        what: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(std::io::Error) -> Self {
+    pub(crate) fn file(what: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::File { what, path, source }
     }

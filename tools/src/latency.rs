@@ -114,7 +114,9 @@ mod tests {
     #[test]
     fn every_time_is_in_exactly_one_bar() {
         let mut latencies = Latencies::new();
-        [1, 2, 3, 1000, 1024, 70_000].map(|ns| latencies.record(Duration::from_nanos(ns)));
+        for ns in [1, 2, 3, 1000, 1024, 70_000] {
+            latencies.record(Duration::from_nanos(ns));
+        }
         let bars = latencies.bars();
         let counted: u64 = bars.iter().filter_map(|bar| bar.rsplit(' ').next()?.parse::<u64>().ok()).sum();
         assert_eq!((bars.len(), counted), (17, 6));

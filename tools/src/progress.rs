@@ -6,7 +6,9 @@ use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
+
+use crate::table::count;
 
 /// The bar on the screen, for log lines to step around.
 static SHOWN: Mutex<Option<ProgressBar>> = Mutex::new(None);
@@ -21,7 +23,7 @@ impl Progress {
     /// A bar that counts to `total`; `what` names what is counted.
     pub(crate) fn counting(total: u64, what: &'static str) -> Self {
         let template =
-            format!("{{msg:12}} [{{bar:40}}] {{human_pos}}/{{human_len}} {what}  {{per_sec}}  {{eta}} left");
+            format!("{{msg:12}} [{{bar:40}}] {{human_pos}}/{{human_len}} {what}  {{rate}}/s  {{eta}} left");
         Self::new(total, &template)
     }
 
@@ -41,7 +43,11 @@ impl Progress {
     fn new(total: u64, template: &str) -> Self {
         let bar = ProgressBar::new(total);
         let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-        bar.set_style(style.progress_chars("=> "));
+        let rate = |state: &ProgressState, text: &mut dyn std::fmt::Write| {
+            // A piece of the bar that can't be drawn is left out; there's nobody to tell.
+            write!(text, "{}", count(state.per_sec() as u64)).unwrap_or_default();
+        };
+        bar.set_style(style.with_key("rate", rate).progress_chars("=> "));
         *shown() = Some(bar.clone());
         Self { bar }
     }

@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn sizes_are_shown_in_the_largest_unit_that_fits() {
-        let cases = [(0, "0 B"), (512, "512 B"), (4096, "4 KiB"), (1536 << 10, "1.5 MiB"), (40 << 30, "40 GiB")];
+        let cases =
+            [(0, "0 B"), (512, "512 B"), (4096, "4 KiB"), (1536 << 10, "1.5 MiB"), (40 << 30, "40 GiB")];
         for (bytes, text) in cases {
             assert_eq!(ByteSize(bytes).to_string(), text);
         }

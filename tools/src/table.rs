@@ -107,7 +107,8 @@ mod tests {
 
     #[test]
     fn values_stand_in_one_column_over_all_sections() {
-        let table = Table::default().section("one").row("a", 1).section("two").row("longer", 2).closing("end");
+        let table =
+            Table::default().section("one").row("a", 1).section("two").row("longer", 2).closing("end");
         assert_eq!(table.to_string(), "one\n  a       1\n\ntwo\n  longer  2\n\nend\n");
     }
 

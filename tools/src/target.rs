@@ -6,6 +6,8 @@ use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use foliant::{CommandError, Mapping};
+use foliant_nvme::StatusCode;
 use foliant_nvme_emulated::{Backing, ConfigError, EmulatedConfig, EmulatedController};
 
 use crate::error::Error;
@@ -91,6 +93,28 @@ impl Target {
                 Err(Error::ForeignImage { path: path.to_owned(), offset, command })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// The cause of an error on this device, with what helps. A `mapping` whose cache is full of pages that can't be
+    /// written says only that; why they can't be written is told by a sync.
+    pub(crate) fn diagnose(&self, error: Error, mapping: Option<&Mapping>) -> Error {
+        let error = match (error, mapping) {
+            (Error::Engine(full @ foliant::Error::CacheFull { .. }), Some(mapping)) => {
+                mapping.sync().err().unwrap_or(full).into()
+            }
+            (error, _) => error,
+        };
+        let status = match &error {
+            Error::Engine(foliant::Error::Device { source: CommandError::Status(status), .. })
+            | Error::Command(CommandError::Status(status)) => *status,
+            _ => return error,
+        };
+        match self.medium() {
+            Medium::Image(path) if status.code() == StatusCode::CAPACITY_EXCEEDED => {
+                Error::NoSpace { path: path.to_owned(), status }
+            }
+            _ => error,
         }
     }
 

@@ -14,8 +14,6 @@ use crate::latency::Latencies;
 use crate::progress::Progress;
 use crate::target::Target;
 
-/// Accesses between two looks at whether the time is over.
-const ACCESSES_A_LOOK: u32 = 64;
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Threads when no depth is given.
 const DEPTH: u16 = 4;
@@ -35,10 +33,11 @@ pub(crate) fn measure(options: &BenchOptions, target: &Target) -> Result<Measure
     let namespace = namespace.expect("the mapping of namespace 1 could be opened");
     let workload = Workload::new(options, namespace, options.depth.unwrap_or(DEPTH))?;
     let begin = Instant::now();
-    let (reads, writes, latencies) = run(&mapping, &workload)?;
+    let diagnose = |error| target.diagnose(error, Some(&mapping));
+    let (reads, writes, latencies) = run(&mapping, &workload).map_err(diagnose)?;
     let elapsed = begin.elapsed();
     let synced = Instant::now();
-    mapping.sync()?;
+    mapping.sync().map_err(|error| diagnose(error.into()))?;
     let cache = CachedActivity {
         cache: CacheActivity::from(&engine.stats()),
         last_sync_seconds: synced.elapsed().as_secs_f64(),
@@ -94,22 +93,20 @@ fn run_part(
     let mut latencies = Latencies::new();
     let (mut reads, mut writes) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
-        for _ in 0..ACCESSES_A_LOOK {
-            let (direction, index) = accesses.next();
-            let offset = index * workload.block_bytes;
-            let begin = Instant::now();
-            match direction {
-                Direction::Read => {
-                    mapping.read_at(offset, &mut buffer)?;
-                    reads += 1;
-                }
-                Direction::Write => {
-                    mapping.write_at(offset, &buffer)?;
-                    writes += 1;
-                }
+        let (direction, index) = accesses.next();
+        let offset = index * workload.block_bytes;
+        let begin = Instant::now();
+        match direction {
+            Direction::Read => {
+                mapping.read_at(offset, &mut buffer)?;
+                reads += 1;
             }
-            latencies.record(begin.elapsed());
+            Direction::Write => {
+                mapping.write_at(offset, &buffer)?;
+                writes += 1;
+            }
         }
+        latencies.record(begin.elapsed());
     }
     Ok((reads, writes, latencies))
 }

@@ -11,12 +11,15 @@ use crate::cli::BenchOptions;
 use crate::error::Error;
 use crate::latency::Latencies;
 use crate::progress::Progress;
+use crate::size::ByteSize;
 use crate::target::Target;
 
 /// A device that completes nothing for this long has failed.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 /// Empty polls before the clock is looked at.
 const IDLE_POLLS: u32 = 1024;
+/// Memory for all buffers together.
+const BUFFERS_BYTES_MAX: ByteSize = ByteSize(1 << 30);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Depth when none is given.
 const DEPTH: u16 = 32;
@@ -32,7 +35,7 @@ pub(crate) fn measure(options: &BenchOptions, target: &Target) -> Result<Measure
     let workload = Workload::new(options, &namespace, depth)?;
     let mut queue = controller.queue_pair::<DmaBuffer>()?;
     let mut run = Run::new(&controller, &namespace, &workload)?;
-    run.measure(&mut queue, &workload)?;
+    run.measure(&mut queue, &workload).map_err(|error| target.diagnose(error, None))?;
     let measured = Measured {
         reads: run.reads,
         writes: run.writes,
@@ -50,11 +53,22 @@ pub(crate) fn measure(options: &BenchOptions, target: &Target) -> Result<Measure
 
 fn open(options: &BenchOptions, target: &Target, depth: u16) -> Result<Controller, Error> {
     let buffer_bytes = options.block.0.next_multiple_of(foliant::PAGE_BYTES as u64) as usize;
+    let arena_bytes = buffer_bytes.saturating_mul(depth.into());
+    if arena_bytes as u64 > BUFFERS_BYTES_MAX.0 {
+        let needed = ByteSize(arena_bytes as u64);
+        return Err(Error::Option {
+            option: "--depth",
+            value: format!("{depth} with --block {}", options.block),
+            reason: format!(
+                "needs {needed} of buffers, and {BUFFERS_BYTES_MAX} is the most; lower one of them"
+            ),
+        });
+    }
     let entries = (depth + 1).max(256).next_power_of_two();
     let options = ControllerOptions {
         io_queue_pairs: 1,
         io_queue_entries: entries,
-        arena_bytes: buffer_bytes.saturating_mul(depth.into()),
+        arena_bytes,
         ..ControllerOptions::default()
     };
     Ok(Controller::open(target.open()?.attach()?, &options)?)

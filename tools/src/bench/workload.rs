@@ -32,7 +32,8 @@ impl Workload {
         let device_block = u64::from(namespace.block_bytes());
         let device_bytes = namespace.blocks() * device_block;
         let block = options.block.0;
-        let wrong = |option, size: ByteSize, reason| Err(Error::Option { option, value: size.to_string(), reason });
+        let wrong =
+            |option, size: ByteSize, reason| Err(Error::Option { option, value: size.to_string(), reason });
         if !block.is_multiple_of(device_block) || block > BLOCK_BYTES_MAX {
             let limit = ByteSize(BLOCK_BYTES_MAX);
             return wrong(
@@ -45,7 +46,11 @@ impl Workload {
         if range.0 > device_bytes || range.0 < block {
             let (least, most) = (options.block, ByteSize(device_bytes));
             let option = if options.range.is_some() { "--range" } else { "the namespace of" };
-            return wrong(option, range, format!("must be between the block of {least} and the namespace's {most}"));
+            return wrong(
+                option,
+                range,
+                format!("must be between the block of {least} and the namespace's {most}"),
+            );
         }
         Ok(Self {
             pattern: options.pattern,

@@ -20,9 +20,8 @@ const SECTOR: u64 = SECTOR_BYTES as u64;
 pub(crate) fn audit_file(model: &Model, path: &Path, len_bytes: u64) -> Result<Checked, Error> {
     let file = File::open(path).map_err(Error::file("open", path))?;
     let ranges = data_ranges(&file, len_bytes).map_err(Error::file("look for data in", path))?;
-    let read = |offset, chunk: &mut [u8]| {
-        file.read_exact_at(chunk, offset).map_err(Error::file("read back", path))
-    };
+    let read =
+        |offset, chunk: &mut [u8]| file.read_exact_at(chunk, offset).map_err(Error::file("read back", path));
     audit(model, len_bytes, &ranges, read)
 }
 
@@ -32,8 +31,9 @@ pub(crate) fn audit_memory(
     device: &EmulatedController,
     len_bytes: u64,
 ) -> Result<Checked, Error> {
-    let whole = [0..len_bytes];
-    audit(model, len_bytes, &whole, |offset, chunk| Ok(device.read_image(1, offset, chunk)?))
+    audit(model, len_bytes, std::slice::from_ref(&(0..len_bytes)), |offset, chunk| {
+        Ok(device.read_image(1, offset, chunk)?)
+    })
 }
 
 /// Checks every sector below `len_bytes`: those in `ranges`, which ascend, by reading them, all others as zeroes.

@@ -73,10 +73,13 @@ fn replay(options: &ReplayOptions) -> Result<ReplayReport, Error> {
     progress.stage("replay");
     let begin = Instant::now();
     let lanes = u64::from(options.threads);
-    let replayed =
-        Replay { trace: &trace, mapping: &mapping, unwritten, verify: options.verify, lanes }.run(&progress)?;
-    progress.stage("sync");
-    mapping.sync()?;
+    let replay = Replay { trace: &trace, mapping: &mapping, unwritten, verify: options.verify, lanes };
+    let replayed = replay.run(&progress).and_then(|replayed| {
+        progress.stage("sync");
+        mapping.sync()?;
+        Ok(replayed)
+    });
+    let replayed = replayed.map_err(|error| target.diagnose(error, Some(&mapping)))?;
     let replay_seconds = begin.elapsed().as_secs_f64();
     drop(progress);
     let engine_stats = engine.stats();

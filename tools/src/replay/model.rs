@@ -66,7 +66,10 @@ impl Model {
                 (0, Unwritten::Zeroes) if is_zero(bytes) => checked.zeroes += 1,
                 (0, Unwritten::Zeroes) => {
                     checked.mismatch(|| {
-                        format!("{place}: sector {sector} was never written, but holds {}", Content::of(bytes))
+                        format!(
+                            "{place}: sector {sector} was never written, but holds {}",
+                            Content::of(bytes)
+                        )
                     });
                 }
                 (generation, _) if (Stamp { sector, generation }).fills(bytes) => checked.written += 1,
@@ -153,7 +156,10 @@ mod tests {
         model.check(6, &image, "image", &mut checked);
         assert_eq!((checked.written, checked.mismatches), (4, 0));
         model.check(6, &old, "image", &mut checked);
-        assert_eq!(checked.described, ["image: sector 7 must hold request 2, but holds sector 7 of request 1"]);
+        assert_eq!(
+            checked.described,
+            ["image: sector 7 must hold request 2, but holds sector 7 of request 1"]
+        );
     }
 
     #[test]

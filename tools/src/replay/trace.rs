@@ -1,10 +1,9 @@
 //! Block traces: CSV files with the columns `version,time,op,size,lbn`, read whole before anything is replayed.
 
 use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-use csv::{ByteRecord, ReaderBuilder};
 
 use crate::error::Error;
 use crate::replay::stamp::SECTOR_BYTES;
@@ -12,6 +11,8 @@ use crate::replay::stamp::SECTOR_BYTES;
 const COLUMNS: [&str; 5] = ["version", "time", "op", "size", "lbn"];
 /// The only version there is.
 const VERSION: u64 = 1;
+/// Nothing that is a trace has longer lines.
+const LINE_BYTES_MAX: u64 = 4096;
 const SECTOR: u64 = SECTOR_BYTES as u64;
 /// A request's number has 32 bits, and 0 stands for none.
 const REQUESTS_MAX: usize = u32::MAX as usize - 1;
@@ -62,34 +63,32 @@ impl Trace {
         Self::parse(path, file)
     }
 
-    fn parse(path: &Path, file: impl std::io::Read) -> Result<Self, Error> {
+    fn parse(path: &Path, file: impl Read) -> Result<Self, Error> {
         let columns = COLUMNS.join(",");
-        // The header is read like any line, and a stray quote must not swallow the lines after it.
-        let mut reader = ReaderBuilder::new().flexible(true).quoting(false).has_headers(false).from_reader(file);
-        let mut record = ByteRecord::new();
+        let mut reader = BufReader::new(file);
+        let mut text = Vec::new();
         let mut requests = Vec::new();
-        let mut has_header = false;
-        loop {
-            let more = reader.read_byte_record(&mut record).map_err(|error| Error::Trace {
-                path: path.to_owned(),
-                reason: format!("cannot read it: {error}"),
-            })?;
-            if !more {
-                break;
-            }
-            let line = record.position().map_or(0, csv::Position::line);
+        for line in 1.. {
+            text.clear();
             let broken = |reason| Error::TraceLine { path: path.to_owned(), line, reason };
-            if !has_header {
-                if !record.iter().eq(COLUMNS.map(str::as_bytes)) {
+            let mut bounded = reader.by_ref().take(LINE_BYTES_MAX);
+            let read = bounded.read_until(b'\n', &mut text).map_err(Error::file("read", path))? as u64;
+            if read == LINE_BYTES_MAX {
+                return Err(broken(format!("longer than {LINE_BYTES_MAX} bytes; is this a trace?")));
+            }
+            let content = text.trim_ascii();
+            match line {
+                1 if content != columns.as_bytes() => {
                     return Err(broken(format!("a trace begins with the line {columns}")));
                 }
-                has_header = true;
-                continue;
+                1 => {}
+                _ if read == 0 => break,
+                _ if content.is_empty() => {}
+                _ if requests.len() == REQUESTS_MAX => {
+                    return Err(broken(format!("a replay takes {REQUESTS_MAX} requests; split the trace")));
+                }
+                _ => requests.push(parse_request(content, line).map_err(broken)?),
             }
-            if requests.len() == REQUESTS_MAX {
-                return Err(broken(format!("a replay takes {REQUESTS_MAX} requests at most; split the trace")));
-            }
-            requests.push(parse_request(&record, line).map_err(broken)?);
         }
         if requests.is_empty() {
             let reason = format!("the trace has no requests; give one with the columns {columns}");
@@ -116,16 +115,13 @@ impl Trace {
     }
 }
 
-fn parse_request(record: &ByteRecord, line: u64) -> Result<Request, String> {
-    if record.len() != COLUMNS.len() {
-        let wanted = COLUMNS.len();
-        return Err(format!(
-            "{} columns where {wanted} are expected: {}",
-            record.len(),
-            COLUMNS.join(",")
-        ));
+fn parse_request(text: &[u8], line: u64) -> Result<Request, String> {
+    let fields: Vec<&[u8]> = text.split(|&byte| byte == b',').collect();
+    if fields.len() != COLUMNS.len() {
+        let (found, wanted) = (fields.len(), COLUMNS.len());
+        return Err(format!("{found} columns where {wanted} are expected: {}", COLUMNS.join(",")));
     }
-    let field = |column: usize| String::from_utf8_lossy(record[column].trim_ascii()).into_owned();
+    let field = |column: usize| String::from_utf8_lossy(fields[column].trim_ascii()).into_owned();
     let number = |column: usize| {
         let text = field(column);
         text.parse::<u64>().map_err(|_| {
@@ -164,7 +160,8 @@ mod tests {
 
     #[test]
     fn requests_are_read_in_order() {
-        let trace = parse("1,5633898,2a,6656,40409911\n1,5633899,28,512,0\r\n\r\n1,5633899,2A,512,1").unwrap();
+        let trace =
+            parse("1,5633898,2a,6656,40409911\n1,5633899,28,512,0\r\n\r\n1,5633899,2A,512,1").unwrap();
         assert_eq!(
             trace.requests,
             [
@@ -204,6 +201,8 @@ mod tests {
         assert!(message.contains("line 1: a trace begins with"), "{message}");
         assert!(parse("").unwrap_err().to_string().contains("no requests"));
         assert!(Trace::parse(Path::new("t"), &b""[..]).is_err());
+        let endless = Trace::parse(Path::new("t"), std::io::repeat(b'1')).unwrap_err().to_string();
+        assert!(endless.contains("line 1: longer than 4096"), "{endless}");
     }
 
     #[test]
