@@ -58,14 +58,21 @@ pub enum Error {
     },
     /// A page couldn't be had because every frame stayed pinned, or dirty and unwritable, until the deadline.
     #[error(
-        "no cache frame became free within {waited:?}: all {frames} frames of the shard are pinned, or dirty and not \
-         writable; release pins, or open the engine with a larger cache"
+        "no cache frame became free within {waited:?}: {}",
+        match cause {
+            Some(cause) => format!("dirty pages cannot be written, since {cause}"),
+            None => format!(
+                "all {frames} frames of the shard are pinned or dirty; release pins, or open the engine with a larger cache"
+            ),
+        }
     )]
     CacheFull {
         /// How long the request waited.
         waited: Duration,
         /// Frames of the shard.
         frames: usize,
+        /// Why dirty pages can't be written, if the last write failed.
+        cause: Option<Box<Error>>,
     },
     /// A holder kept a page pinned until the deadline of a request that needs it.
     #[error(

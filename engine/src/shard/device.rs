@@ -9,6 +9,8 @@ use crate::cache::frames::PAGE_BYTES;
 use crate::error::{Error, Operation};
 use crate::stats::bump;
 
+/// Failed writes are logged once in this time.
+const WARN_NS: u64 = 1_000_000_000;
 /// Ticks that a command may stay with the device.
 const TICKS_MAX: u64 = 32;
 /// Ticks that are told apart.
@@ -149,9 +151,17 @@ impl Shard {
             Error::Device { operation: Operation::Write, offset, source }
         });
         match &error {
-            None => mapping.durability.write_completed(),
+            None => {
+                self.write_error = None;
+                self.flusher.note_success();
+                mapping.durability.write_completed();
+            }
             Some(error) => {
-                tracing::warn!(%error, pages = run.pages, "write failed; its folios stay dirty");
+                self.write_error = Some(error.clone());
+                if self.warned_ns.is_none_or(|warned| self.now_ns.saturating_sub(warned) >= WARN_NS) {
+                    self.warned_ns = Some(self.now_ns);
+                    tracing::warn!(%error, pages = run.pages, "write failed; its folios stay dirty");
+                }
                 mapping.errors.record(error.clone());
                 self.flusher.note_failure(self.now_ns);
                 for page in run.range() {

@@ -111,6 +111,10 @@ pub struct Shard {
     completed: Vec<Completion<ShardPayload>>,
     checked_ns: u64,
     now_ns: u64,
+    /// The error of the last write, unless it succeeded.
+    write_error: Option<Error>,
+    /// When a failed write was last put on record; others of the same second are only counted.
+    warned_ns: Option<u64>,
     /// When an emulated device's next modelled delay ends.
     device_due_ns: Option<u64>,
     failed: bool,
@@ -147,6 +151,8 @@ impl Shard {
             completed: Vec::with_capacity(COMPLETION_BUDGET as usize),
             checked_ns: 0,
             now_ns: 0,
+            write_error: None,
+            warned_ns: None,
             device_due_ns: None,
             failed: false,
             limits,

@@ -377,7 +377,8 @@ impl Shard {
                 self.deferred.remove(at);
                 self.tickets[slot.0 as usize] = None;
                 let frames = self.cache.shared.headers.len();
-                self.answer(slot, Err(Error::CacheFull { waited, frames }));
+                let cause = self.write_error.clone().map(Box::new);
+                self.answer(slot, Err(Error::CacheFull { waited, frames, cause }));
             } else if matches!(ticket.want, Want::Shared | Want::Exclusive) {
                 let page = ticket.first;
                 self.give_up_waiting(slot, Error::PinnedTooLong { page, waited });

@@ -32,6 +32,8 @@ pub(crate) struct Flusher {
     armed_ns: Option<u64>,
     /// After a failed write, no background pass before this time.
     retry_ns: u64,
+    /// Failures in a row, those within one pause counted once.
+    failed_passes: u32,
     pub running: Option<Run>,
 }
 
@@ -51,18 +53,28 @@ pub(crate) struct Run {
 
 /// How long background passes pause after a write has failed.
 const RETRY_NS: u64 = 100_000_000;
+/// The pause grows to this power of two of itself, and no further: 3.2 seconds.
+const RETRY_DOUBLINGS: u32 = 5;
 /// How long they pause after a round that found nothing it could write.
 const HELD_NS: u64 = 1_000_000;
 
 impl Flusher {
     pub(crate) fn new(background_pages: u64, interval_ns: u64) -> Self {
-        Self { background_pages, interval_ns, armed_ns: None, retry_ns: 0, running: None }
+        Self { background_pages, interval_ns, armed_ns: None, retry_ns: 0, failed_passes: 0, running: None }
     }
 
-    /// A background write failed: its pages are dirty again and would be tried at once.
+    /// A write failed: its pages are dirty again and would be tried at once. Each pass that fails doubles the pause.
     pub(crate) fn note_failure(&mut self, now_ns: u64) {
-        self.retry_ns = now_ns + RETRY_NS;
+        if now_ns >= self.retry_ns {
+            self.retry_ns = now_ns + (RETRY_NS << self.failed_passes.min(RETRY_DOUBLINGS));
+            self.failed_passes += 1;
+        }
         self.running = None;
+    }
+
+    /// A write succeeded.
+    pub(crate) fn note_success(&mut self) {
+        self.failed_passes = 0;
     }
 
     /// Decides whether a round should run now, and starts or stops it.
@@ -171,6 +183,11 @@ mod tests {
         flusher.decide(pressure(10, true, 60));
         assert_eq!(reason(&flusher), None);
         flusher.decide(pressure(10, true, 50 + RETRY_NS));
+        assert!(flusher.running.is_some());
+        flusher.note_failure(50 + RETRY_NS);
+        flusher.decide(pressure(10, true, 50 + 2 * RETRY_NS));
+        assert_eq!(reason(&flusher), None, "twice as long the second time");
+        flusher.decide(pressure(10, true, 50 + 3 * RETRY_NS));
         assert!(flusher.running.is_some());
     }
 
