@@ -2,7 +2,7 @@
 //!
 //! The emulated controller with the `null` backing checks each command, walks its PRPs and posts its completion, but
 //! moves no data. Driver and controller share one pinned thread, so the time is what both together take; how it
-//! divides between them is told by the instructions that [`callgrind`](crate::callgrind) counts.
+//! divides between them is told by the instructions that [`callgrind`] counts.
 
 use std::sync::Arc;
 

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use foliant::{Engine, EngineOptions, Mapping, MappingOptions, Shard, ShardThreads};
-use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
+use foliant_nvme_emulated::EmulatedController;
 
 use crate::walk::PAGE;
 
 /// A mapping over the whole of an emulated device, and what it needs.
 ///
-/// The fields are dropped in this order; what is dirty is lost, and the device with it.
+/// The fields are dropped in this order; what is dirty is lost. The device can be attached to again afterwards.
 pub struct DrivenEngine {
     pub mapping: Mapping,
     shards: Vec<Shard>,
@@ -29,8 +29,7 @@ pub struct DrivenEngine {
 impl DrivenEngine {
     /// Opens an engine with `cache_bytes` of cache and `shards` shards, that writes back only when it is asked to:
     /// no timer, no threshold below nine tenths of the cache.
-    pub fn open(config: EmulatedConfig, cache_bytes: u64, shards: usize) -> Result<Self> {
-        let device = EmulatedController::new(config)?;
+    pub fn open(device: Arc<EmulatedController>, cache_bytes: u64, shards: usize) -> Result<Self> {
         let options = EngineOptions { cache_bytes, shards, threads: ShardThreads::Manual, ..quiet_options() };
         let engine = Engine::open_on(device.attach()?, &options)?;
         let mut shards = engine.take_shards();

@@ -4,7 +4,7 @@
 //! cargo run --release -p foliant-benches --bin versus -- QUESTION [--json] [--rounds N] [--quick] [--check]
 //! ```
 //!
-//! Each question module measures and returns an [`Answer`](report::Answer): tables, notes, and targets with their
+//! Each question module measures and returns an [`Answer`]: tables, notes, and targets with their
 //! verdicts. Only `report` prints. How the timing is done is told by [`measure`].
 
 mod callgrind;

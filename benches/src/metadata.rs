@@ -7,7 +7,7 @@
 //! where it is larger by orders of magnitude.
 
 use anyhow::Result;
-use foliant_nvme_emulated::EmulatedConfig;
+use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
 
 use crate::engine::DrivenEngine;
 use crate::report::{Answer, Cell, Limit, Row, Table, Target};
@@ -44,8 +44,8 @@ pub fn answer() -> Result<Answer> {
     let mut rows = Vec::new();
     let mut targets = Vec::new();
     for case in CASES {
-        let mut engine =
-            DrivenEngine::open(EmulatedConfig::null(case.device_bytes, 4096), case.cache_bytes, 1)?;
+        let device = EmulatedController::new(EmulatedConfig::null(case.device_bytes, 4096))?;
+        let mut engine = DrivenEngine::open(device, case.cache_bytes, 1)?;
         let frames = engine.engine.stats().frames;
         let stride = case.device_bytes / PAGE as u64 / frames;
         for position in 0..frames {

@@ -11,8 +11,10 @@
 mod pattern;
 mod raw;
 
+use std::sync::Arc;
+
 use anyhow::{Result, ensure};
-use foliant_nvme_emulated::EmulatedConfig;
+use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
 
 use self::pattern::{Limits, Pattern};
 use self::raw::RawDriver;
@@ -102,7 +104,8 @@ struct Drain {
 }
 
 impl Drain {
-    /// Dirties and drains in turn with the engine and with the raw driver.
+    /// Dirties and drains in turn with the engine and with the raw driver, on the same device: where its memory lies
+    /// decides how fast it copies, by more than what is measured here.
     fn measure(
         device: fn(u64, u32) -> EmulatedConfig,
         pattern: Pattern,
@@ -110,10 +113,7 @@ impl Drain {
         rounds: usize,
     ) -> Result<Self> {
         let order = pattern.order(pages);
-        let config = || device(u64::from(pages) * PAGE as u64, 4096);
-        // Room for all pages to be dirty below the flusher's threshold of nine tenths.
-        let mut engine = DrivenEngine::open(config(), u64::from(pages) * PAGE as u64 / 4 * 5, 1)?;
-        let mut raw = RawDriver::open(config(), &order)?;
+        let device = EmulatedController::new(device(u64::from(pages) * PAGE as u64, 4096))?;
         let mut drain = Self {
             ours: Timed { name: "ours", rounds: Vec::new() },
             raw: Timed { name: "raw", rounds: Vec::new() },
@@ -122,21 +122,8 @@ impl Drain {
         };
         for round in 0..=rounds {
             let fill = [round as u8; PAGE];
-            for &page in &order {
-                engine.write_page(u64::from(page), &fill)?;
-            }
-            let (device, stats) = (engine.device.stats(), engine.engine.stats());
-            ensure!(
-                stats.dirty_pages == u64::from(pages),
-                "{} of {pages} pages are dirty",
-                stats.dirty_pages
-            );
-            let clock = ThreadClock::start();
-            engine.sync()?;
-            let ours_ns = clock.elapsed_ns();
-            drain.commands = engine.device.stats().writes - device.writes;
-            drain.doorbells = engine.engine.stats().doorbells - stats.doorbells;
-
+            let ours_ns = drain.engine_round(&device, &order, &fill)?;
+            let mut raw = RawDriver::open(&device, &order)?;
             raw.dirty(&order, &fill);
             let batch = drain.commands.div_ceil(drain.doorbells) as u32;
             let raw_ns = raw.drain(batch)?;
@@ -152,6 +139,29 @@ impl Drain {
             }
         }
         Ok(drain)
+    }
+
+    /// Fills the cache of a fresh engine with dirty pages and times its sync.
+    fn engine_round(
+        &mut self,
+        device: &Arc<EmulatedController>,
+        order: &[u32],
+        fill: &[u8; PAGE],
+    ) -> Result<f64> {
+        let pages = order.len() as u64;
+        // Room for all pages to be dirty below the flusher's threshold of nine tenths.
+        let mut engine = DrivenEngine::open(device.clone(), pages * PAGE as u64 / 4 * 5, 1)?;
+        for &page in order {
+            engine.write_page(u64::from(page), fill)?;
+        }
+        let (before, stats) = (device.stats(), engine.engine.stats());
+        ensure!(stats.dirty_pages == pages, "{} of {pages} pages are dirty", stats.dirty_pages);
+        let clock = ThreadClock::start();
+        engine.sync()?;
+        let elapsed_ns = clock.elapsed_ns();
+        self.commands = device.stats().writes - before.writes;
+        self.doorbells = engine.engine.stats().doorbells - stats.doorbells;
+        Ok(elapsed_ns)
     }
 }
 
@@ -190,7 +200,8 @@ fn count_commands() -> Result<(Table, usize)> {
         for (pattern_name, pattern) in &patterns {
             let order = pattern.order(COUNTED_PAGES);
             let cache_bytes = u64::from(COUNTED_PAGES) * PAGE as u64 * 2;
-            let mut engine = DrivenEngine::open(config.clone(), cache_bytes, shards)?;
+            let mut engine =
+                DrivenEngine::open(EmulatedController::new(config.clone())?, cache_bytes, shards)?;
             for &page in &order {
                 engine.write_page(u64::from(page), &[1; PAGE])?;
             }

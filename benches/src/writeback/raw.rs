@@ -6,12 +6,12 @@ use anyhow::{Context, Result, anyhow};
 use foliant_nvme::{
     Controller, ControllerOptions, DmaBuffer, Fua, Io, Lba, Namespace, Payload, QueuePair, Segment,
 };
-use foliant_nvme_emulated::EmulatedConfig;
+use foliant_nvme_emulated::EmulatedController;
 
 use crate::measure::ThreadClock;
 use crate::walk::PAGE;
 
-/// A queue pair on an emulated RAM device of its own, and memory for every page.
+/// A queue pair on an emulated device, and memory for every page.
 pub struct RawDriver {
     queue: QueuePair<Run>,
     namespace: Namespace,
@@ -49,10 +49,9 @@ unsafe impl Payload for Run {
 }
 
 impl RawDriver {
-    /// Opens the device of `config` and prepares the commands that write all pages of `order` in ascending order,
+    /// Opens the device and prepares the commands that write all pages of `order` in ascending order,
     /// each of the largest size.
-    pub fn open(config: EmulatedConfig, order: &[u32]) -> Result<Self> {
-        let device = foliant_nvme_emulated::EmulatedController::new(config)?;
+    pub fn open(device: &EmulatedController, order: &[u32]) -> Result<Self> {
         let options =
             ControllerOptions { io_queue_pairs: 1, arena_bytes: order.len() * PAGE, ..Default::default() };
         let controller = Controller::open(device.attach()?, &options)?;
