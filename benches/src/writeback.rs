@@ -31,7 +31,7 @@ const IN_RANDOM_ORDER: &str = "dirtied in random order";
 
 /// Times the drains and counts the commands.
 pub fn answer(effort: Effort) -> Result<Answer> {
-    let rounds = effort.rounds(5);
+    let rounds = effort.rounds(9);
     let pages: u32 = if effort.quick { 1 << 16 } else { 1 << 18 };
     let mut targets = Vec::new();
     let mut rows = Vec::new();
