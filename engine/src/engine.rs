@@ -311,6 +311,7 @@ fn build_shards(controller: &Controller, options: &EngineOptions, count: usize) 
         command_timeout_ns: nanoseconds(options.command_timeout),
         flush_interval_ns: nanoseconds(options.flush_interval),
         background_pages: background,
+        command_pages_max: controller.identity().max_transfer_bytes as usize / PAGE_BYTES,
     };
     (0..count)
         .map(|shard| {

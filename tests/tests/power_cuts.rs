@@ -233,7 +233,7 @@ fn after_any_power_cut_each_block_holds_what_a_sync_promised_or_something_newer(
     let number = |name: &str| std::env::var(name).ok().map(|value| value.parse::<u64>().expect("a number"));
     let seeds = match number("FOLIANT_SEED") {
         Some(seed) => seed..seed + 1,
-        None => 0..number("FOLIANT_SEEDS").unwrap_or(1500),
+        None => 0..number("FOLIANT_SEEDS").unwrap_or(1000),
     };
     for seed in seeds {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(seed))) {

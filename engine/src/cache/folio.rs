@@ -159,8 +159,6 @@ pub(crate) struct FolioHeader {
     pub(crate) bucket_next: AtomicU32,
     /// The tag leaf of this page; written by the shard while FROZEN, stable for whoever holds a pin.
     tag_leaf: AtomicU32,
-    /// Next frame of the command that this folio is part of; the shard's alone.
-    pub(crate) run_next: AtomicU32,
     /// First parked request; the shard's alone.
     pub(crate) waiter_first: AtomicU32,
 }
@@ -176,7 +174,6 @@ impl FolioHeader {
             key: AtomicU64::new(u64::MAX),
             bucket_next: AtomicU32::new(NONE),
             tag_leaf: AtomicU32::new(NONE),
-            run_next: AtomicU32::new(NONE),
             waiter_first: AtomicU32::new(NONE),
         }
     }

@@ -59,6 +59,13 @@ impl SharedCache {
         &self.headers[frame.0 as usize]
     }
 
+    /// Brings the headers of `frames` into the processor's cache: independent loads, which overlap where the work on
+    /// one header after the other would wait for each.
+    pub(crate) fn touch(&self, frames: &[FrameId]) {
+        let pins = frames.iter().map(|&frame| self.folio(frame).state().pins());
+        std::hint::black_box(pins.fold(0, |any, pins| any | pins));
+    }
+
     /// Marks a folio's page DIRTY, for `release_exclusive_dirty`: the tag, then the count. Returns the count of
     /// dirty pages before.
     pub(crate) fn mark_dirty(&self, frame: FrameId, shape: &MappingShape) -> u32 {
@@ -162,37 +169,53 @@ impl ShardCache {
         }
     }
 
-    /// Takes DIRTY (and TOWRITE with it) off a locked or frozen folio's tags and count.
-    pub(crate) fn untag_dirty(&self, shape: &MappingShape, frame: FrameId) {
-        let folio = self.shared.folio(frame);
-        let (leaf, slot) = (folio.tag_leaf(), (shape.striping.local(folio.key().page()) % 64) as u32);
-        if self.shared.tags.is_set(leaf, slot, Tag::ToWrite) {
-            self.shared.tags.clear_owned(leaf, slot, Tag::ToWrite);
-        }
-        self.shared.tags.clear_dirty(leaf, slot);
-        self.shared.marked[shape.slot as usize].dirty.fetch_sub(1, Ordering::SeqCst);
+    /// Takes DIRTY, and TOWRITE with it, off pages of one leaf whose folios are locked, under writeback or frozen.
+    pub(crate) fn untag_dirty(&self, shape: &MappingShape, leaf: u32, pages: u64) {
+        self.shared.tags.clear_owned(leaf, pages, Tag::ToWrite);
+        self.shared.tags.clear_dirty(leaf, pages);
+        self.shared.marked[shape.slot as usize].dirty.fetch_sub(pages.count_ones(), Ordering::SeqCst);
     }
 
-    /// A locked dirty folio goes under writeback: the tags move, then the state word.
-    pub(crate) fn start_writeback(&self, shape: &MappingShape, frame: FrameId) {
-        let folio = self.shared.folio(frame);
-        let slot = (shape.striping.local(folio.key().page()) % 64) as u32;
-        self.shared.marked[shape.slot as usize].writeback.fetch_add(1, Ordering::SeqCst);
-        self.shared.tags.set_owned(folio.tag_leaf(), slot, Tag::Writeback);
-        self.untag_dirty(shape, frame);
-        folio.start_writeback();
+    /// Moves the tags of pages of one leaf whose folios have gone under writeback in this step.
+    pub(crate) fn tag_writeback(&self, shape: &MappingShape, leaf: u32, pages: u64) {
+        self.shared.marked[shape.slot as usize].writeback.fetch_add(pages.count_ones(), Ordering::SeqCst);
+        self.shared.tags.set_owned(leaf, pages, Tag::Writeback);
+        self.untag_dirty(shape, leaf, pages);
     }
 
-    /// The write of a folio ended; `redirty` when it failed. True when requests are parked on it.
-    pub(crate) fn end_writeback(&self, shape: &MappingShape, frame: FrameId, redirty: bool) -> bool {
-        let folio = self.shared.folio(frame);
-        let slot = (shape.striping.local(folio.key().page()) % 64) as u32;
-        if redirty {
-            self.shared.mark_dirty(frame, shape);
+    /// The write of folios of consecutive pages ended; with `redirty` it failed. True when requests are parked on
+    /// any of them.
+    pub(crate) fn end_writeback(
+        &self,
+        shape: &MappingShape,
+        first_page: u64,
+        frames: &[FrameId],
+        redirty: bool,
+    ) -> bool {
+        let mut parked = false;
+        let mut local = shape.striping.local(first_page);
+        let mut rest = frames;
+        while !rest.is_empty() {
+            // As many as share a leaf: their tags change together, and their headers, which the device's work has
+            // pushed out of the processor's cache, are fetched together.
+            let first_slot = local % 64;
+            let (chunk, later) = rest.split_at(rest.len().min((64 - first_slot) as usize));
+            self.shared.touch(chunk);
+            if redirty {
+                for &frame in chunk {
+                    self.shared.mark_dirty(frame, shape);
+                }
+            }
+            let pages = u64::MAX >> (64 - chunk.len()) << first_slot;
+            self.shared.tags.clear_owned(self.shared.folio(chunk[0]).tag_leaf(), pages, Tag::Writeback);
+            for &frame in chunk {
+                let folio = self.shared.folio(frame);
+                parked |= if redirty { folio.end_writeback_redirty() } else { folio.end_writeback() };
+            }
+            local += chunk.len() as u64;
+            rest = later;
         }
-        self.shared.tags.clear_owned(folio.tag_leaf(), slot, Tag::Writeback);
-        let parked = if redirty { folio.end_writeback_redirty() } else { folio.end_writeback() };
-        self.shared.marked[shape.slot as usize].writeback.fetch_sub(1, Ordering::SeqCst);
+        self.shared.marked[shape.slot as usize].writeback.fetch_sub(frames.len() as u32, Ordering::SeqCst);
         parked
     }
 

@@ -103,23 +103,23 @@ impl TagNodes {
         }
     }
 
-    /// Clears DIRTY for the page at `slot` of `leaf`, and the summaries that became empty. The shard only.
-    pub(crate) fn clear_dirty(&self, leaf: u32, slot: u32) {
+    /// Clears DIRTY for the pages `pages` of `leaf`, and the summaries that became empty. The shard only.
+    pub(crate) fn clear_dirty(&self, leaf: u32, pages: u64) {
         const DIRTY: usize = Tag::Dirty as usize;
         let mut node = &self.nodes[leaf as usize];
-        let mut bit = 1 << slot;
-        let mut before = node.marks[DIRTY].fetch_and(!bit, Ordering::AcqRel);
+        let mut bits = pages;
+        let mut before = node.marks[DIRTY].fetch_and(!bits, Ordering::AcqRel);
         let mut number = leaf;
-        while before & !bit == 0 {
+        while before & !bits == 0 {
             let parent = node.parent.load(Ordering::Relaxed);
             if parent == NONE {
                 return;
             }
-            bit = 1 << node.slot.load(Ordering::Relaxed);
+            bits = 1 << node.slot.load(Ordering::Relaxed);
             // The summary first, then a second look: a bit that came back meanwhile is raised again. Each summary
             // bit is cleared once only, since a second time it may already stand for a new mark below.
             let above = &self.nodes[parent as usize];
-            before = above.marks[DIRTY].fetch_and(!bit, Ordering::AcqRel);
+            before = above.marks[DIRTY].fetch_and(!bits, Ordering::AcqRel);
             if node.marks[DIRTY].load(Ordering::Acquire) != 0 {
                 self.raise_dirty(number);
                 return;
@@ -128,39 +128,41 @@ impl TagNodes {
         }
     }
 
-    /// Sets a mark that only the shard touches (TOWRITE, WRITEBACK): plain stores, and no further up than the
-    /// first summary that is set already. The shard only.
-    pub(crate) fn set_owned(&self, leaf: u32, slot: u32, tag: Tag) {
+    /// Sets a mark that only the shard touches (TOWRITE, WRITEBACK) for the pages `pages` of `leaf`: plain stores,
+    /// and no further up than the first summary that is set already. The shard only.
+    pub(crate) fn set_owned(&self, leaf: u32, pages: u64, tag: Tag) {
         debug_assert_ne!(tag, Tag::Dirty, "threads set DIRTY beside the shard");
-        let (mut node, mut bit) = (leaf, 1 << slot);
+        let (mut node, mut bits) = (leaf, pages);
         loop {
             let at = &self.nodes[node as usize];
             let word = &at.marks[tag as usize];
             let before = word.load(Ordering::Relaxed);
-            word.store(before | bit, Ordering::Relaxed);
+            word.store(before | bits, Ordering::Relaxed);
             let parent = at.parent.load(Ordering::Relaxed);
             if before != 0 || parent == NONE {
                 return;
             }
-            bit = 1 << at.slot.load(Ordering::Relaxed);
+            bits = 1 << at.slot.load(Ordering::Relaxed);
             node = parent;
         }
     }
 
-    /// Clears a mark that only the shard touches, and the summaries that became empty. The shard only.
-    pub(crate) fn clear_owned(&self, leaf: u32, slot: u32, tag: Tag) {
+    /// Clears a mark that only the shard touches for the pages `pages` of `leaf`, and the summaries that became
+    /// empty. The shard only.
+    pub(crate) fn clear_owned(&self, leaf: u32, pages: u64, tag: Tag) {
         debug_assert_ne!(tag, Tag::Dirty, "threads set DIRTY beside the shard");
-        let (mut node, mut bit) = (leaf, 1 << slot);
+        let (mut node, mut bits) = (leaf, pages);
         loop {
             let at = &self.nodes[node as usize];
             let word = &at.marks[tag as usize];
-            let after = word.load(Ordering::Relaxed) & !bit;
-            word.store(after, Ordering::Relaxed);
+            let before = word.load(Ordering::Relaxed);
+            word.store(before & !bits, Ordering::Relaxed);
             let parent = at.parent.load(Ordering::Relaxed);
-            if after != 0 || parent == NONE {
+            // A node that was empty before has told its parent already.
+            if before == 0 || before & !bits != 0 || parent == NONE {
                 return;
             }
-            bit = 1 << at.slot.load(Ordering::Relaxed);
+            bits = 1 << at.slot.load(Ordering::Relaxed);
             node = parent;
         }
     }
@@ -515,8 +517,8 @@ mod tests {
                         sets[0].insert(page);
                     }
                     (3, Some(leaf)) => {
-                        trees.nodes().clear_owned(leaf, (local % 64) as u32, Tag::ToWrite);
-                        trees.nodes().clear_dirty(leaf, (local % 64) as u32);
+                        trees.nodes().clear_owned(leaf, 1 << (local % 64), Tag::ToWrite);
+                        trees.nodes().clear_dirty(leaf, 1 << (local % 64));
                         sets[0].remove(&page);
                         sets[1].remove(&page);
                     }
@@ -527,8 +529,8 @@ mod tests {
                         sets[1].extend(new);
                     }
                     (5, Some(leaf)) => {
-                        trees.nodes().clear_owned(leaf, (local % 64) as u32, Tag::ToWrite);
-                        trees.nodes().clear_dirty(leaf, (local % 64) as u32);
+                        trees.nodes().clear_owned(leaf, 1 << (local % 64), Tag::ToWrite);
+                        trees.nodes().clear_dirty(leaf, 1 << (local % 64));
                         sets.iter_mut().for_each(|set| { set.remove(&page); });
                         trees.remove(tree, local);
                         leaves.remove(&page);
@@ -597,7 +599,7 @@ mod loom_models {
                 let nodes = nodes.clone();
                 thread::spawn(move || nodes.set_dirty(leaf, 1))
             };
-            nodes.clear_dirty(leaf, 0);
+            nodes.clear_dirty(leaf, 1);
             writer.join().unwrap();
             assert_eq!(dirty(&trees), [1]);
         });

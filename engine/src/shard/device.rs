@@ -74,7 +74,7 @@ impl Shard {
             }
             let mapping = self.mapping(run.mapping).expect("a folio being read keeps its mapping open");
             let (lba, blocks) = (mapping.shape.lba(run.first_page), mapping.shape.blocks(&run.range()));
-            let pages = u64::from(run.pages);
+            let pages = run.frames().len() as u64;
             let payload = ShardPayload { kind: PayloadKind::Read(run), watch_epoch: self.watch.epoch() };
             match self.queue.submit(&mapping.shape.namespace, Io::Read { lba, blocks }, payload) {
                 Ok(()) => {
@@ -119,8 +119,14 @@ impl Shard {
             bump(&self.link.counters.command_errors, 1);
         }
         match payload.kind {
-            PayloadKind::Read(run) => self.read_completed(&run, result),
-            PayloadKind::Write(run) => self.write_completed(&run, result),
+            PayloadKind::Read(run) => {
+                self.read_completed(&run, result);
+                self.runs.end(run);
+            }
+            PayloadKind::Write(run) => {
+                self.write_completed(&run, result);
+                self.runs.end(run);
+            }
             PayloadKind::Flush { namespace, epoch } => self.flush_completed(namespace, epoch, result),
             PayloadKind::Zero { slot } => self.zero_completed(slot, result),
         }
@@ -131,9 +137,9 @@ impl Shard {
         let offset = run.first_page * PAGE_BYTES as u64;
         let error = result.err().map(|source| Error::Device { operation: Operation::Read, offset, source });
         if let Some(error) = &error {
-            tracing::warn!(%error, pages = run.pages, "read failed");
+            tracing::warn!(%error, pages = run.frames().len(), "read failed");
         }
-        for frame in run.frames() {
+        for &frame in run.frames() {
             match &error {
                 None => {
                     self.cache.shared.folio(frame).mark_uptodate();
@@ -160,7 +166,7 @@ impl Shard {
                 self.write_error = Some(error.clone());
                 if self.warned_ns.is_none_or(|warned| self.now_ns.saturating_sub(warned) >= WARN_NS) {
                     self.warned_ns = Some(self.now_ns);
-                    tracing::warn!(%error, pages = run.pages, "write failed; its folios stay dirty");
+                    tracing::warn!(%error, pages = run.frames().len(), "write failed; its folios stay dirty");
                 }
                 mapping.errors.record(error.clone());
                 self.flusher.note_failure(self.now_ns);
@@ -170,10 +176,8 @@ impl Shard {
                 }
             }
         }
-        for frame in run.frames() {
-            if self.cache.end_writeback(&mapping.shape, frame, error.is_some()) {
-                self.serve(frame);
-            }
+        if self.cache.end_writeback(&mapping.shape, run.first_page, run.frames(), error.is_some()) {
+            run.frames().iter().for_each(|&frame| self.serve(frame));
         }
     }
 

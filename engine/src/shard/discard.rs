@@ -123,7 +123,7 @@ impl Shard {
                 return Err(frame);
             }
             if folio.state().dirty() {
-                self.cache.untag_dirty(shape, frame);
+                self.cache.untag_dirty(shape, folio.tag_leaf(), 1 << (local % 64));
                 job.dropped += 1;
             }
             self.restart_waiters(frame);

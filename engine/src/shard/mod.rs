@@ -44,7 +44,7 @@ use discard::DiscardJob;
 use link::ShardLink;
 use open::OpenMapping;
 use pages::{ParkedList, Ticket};
-use payload::{FolioRun, ShardPayload};
+use payload::{FolioRun, RunPool, ShardPayload};
 use request::{Message, Request};
 use write::NamespaceCommits;
 
@@ -73,6 +73,8 @@ pub(crate) struct ShardLimits {
     pub command_timeout_ns: u64,
     pub flush_interval_ns: u64,
     pub background_pages: u64,
+    /// The most pages that one command can carry.
+    pub command_pages_max: usize,
 }
 
 /// One shard. The engine's threads drive it, or the embedding application does
@@ -83,6 +85,7 @@ pub struct Shard {
     inbox: Receiver<Message>,
     cache: ShardCache,
     queue: QueuePair<ShardPayload>,
+    runs: RunPool,
     limits: ShardLimits,
     /// By mapping slot.
     mappings: Box<[Option<Arc<OpenMapping>>]>,
@@ -92,6 +95,8 @@ pub struct Shard {
     tickets: Box<[Option<Ticket>]>,
     /// By reply slot: taken from the inbox and not answered yet.
     in_service: Box<[bool]>,
+    /// How many those are.
+    in_service_count: usize,
     parked: ParkedList,
     /// Folios whose releases kick this shard.
     watched: Vec<FrameId>,
@@ -130,14 +135,18 @@ impl Shard {
         watch: DeviceWatch,
     ) -> Self {
         let requests = link.replies.count();
+        let commands = (queue.free_commands() + queue.in_flight()) as usize;
+        let runs = RunPool::new(cache.shared.clone(), commands + 1, limits.command_pages_max);
         let frames = cache.shared.headers.len();
         Self {
             inbox,
             queue,
+            runs,
             mappings: (0..MAPPINGS_MAX).map(|_| None).collect(),
             open: Vec::with_capacity(MAPPINGS_MAX),
             tickets: (0..requests).map(|_| None).collect(),
             in_service: vec![false; requests].into_boxed_slice(),
+            in_service_count: 0,
             parked: ParkedList::new(requests),
             watched: Vec::with_capacity(requests.min(frames)),
             deferred: VecDeque::with_capacity(requests),
@@ -207,7 +216,7 @@ impl Shard {
             self.failed = true;
             progressed = true;
         }
-        let waiting = self.queue.in_flight() > 0 || !self.reads.is_empty() || self.in_service.contains(&true);
+        let waiting = self.queue.in_flight() > 0 || !self.reads.is_empty() || self.in_service_count > 0;
         let check_ns = waiting.then(|| now_ns.saturating_add(CHECK_NS));
         let due_ns = [self.flusher.due_ns(), self.device_due_ns, check_ns].into_iter().flatten().min();
         Step { progressed, waiting, due_ns }
@@ -223,6 +232,7 @@ impl Shard {
         for taken in 0..INBOX_BUDGET {
             let Ok(message) = self.inbox.try_recv() else { return taken > 0 };
             self.in_service[message.slot.0 as usize] = true;
+            self.in_service_count += 1;
             self.receive(message);
         }
         true
@@ -249,7 +259,9 @@ impl Shard {
 
     /// Answers a request; what nobody waits for any more is given back.
     fn answer(&mut self, slot: SlotId, reply: Reply) {
-        self.in_service[slot.0 as usize] = false;
+        if std::mem::take(&mut self.in_service[slot.0 as usize]) {
+            self.in_service_count -= 1;
+        }
         if let Some(Ok(grants)) = self.link.replies.answer(slot, reply) {
             self.link.give_back(&grants);
         }

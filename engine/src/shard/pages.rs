@@ -189,7 +189,7 @@ impl Shard {
             match &mut run {
                 Some(run) if run.takes(shape, page) => run.append(shape, page, frame),
                 _ => {
-                    let next = FolioRun::new(self.cache.shared.clone(), shape, page, frame);
+                    let next = self.runs.start(shape, page, frame);
                     self.reads.extend(run.replace(next));
                 }
             }
@@ -254,7 +254,7 @@ impl Shard {
             let key = folio.key();
             let mapping = self.mapping(key.mapping()).expect("an orphan's mapping is open");
             let _ = folio.release_exclusive_unchanged();
-            self.reads.push_back(FolioRun::new(self.cache.shared.clone(), &mapping.shape, key.page(), frame));
+            self.reads.push_back(self.runs.start(&mapping.shape, key.page(), frame));
         }
         // `serve` takes a folio off the list when nobody waits for it any more.
         let mut at = self.watched.len();

@@ -2,17 +2,16 @@
 //! the command was for.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use foliant_nvme::{Payload, Segment};
 
 use crate::cache::SharedCache;
-use crate::cache::folio::{FrameId, NONE};
+use crate::cache::folio::FrameId;
 use crate::cache::frames::PAGE_BYTES;
 use crate::cache::shape::MappingShape;
 use crate::reply::SlotId;
 
-/// Folios of consecutive pages that travel in one command, chained through their headers in ascending order.
+/// Folios of consecutive pages that travel in one command, in ascending order.
 ///
 /// While a run exists its folios are being read in (not up to date, so nobody has them) or under writeback (so
 /// nobody changes them): the device's possession.
@@ -21,54 +20,63 @@ pub(crate) struct FolioRun {
     cache: Arc<SharedCache>,
     pub mapping: u16,
     pub first_page: u64,
-    pub pages: u32,
-    head: FrameId,
-    tail: FrameId,
+    frames: Vec<FrameId>,
     /// Bytes of the last page that exist on the device; all before it are whole.
     tail_bytes: u32,
 }
 
 impl FolioRun {
-    pub(crate) fn new(cache: Arc<SharedCache>, shape: &MappingShape, page: u64, frame: FrameId) -> Self {
-        cache.folio(frame).run_next.store(NONE, Ordering::Relaxed);
-        let tail_bytes = shape.page_bytes(page);
-        Self { cache, mapping: shape.slot, first_page: page, pages: 1, head: frame, tail: frame, tail_bytes }
-    }
-
     /// Whether `page` follows directly and one command can still carry it.
     pub(crate) fn takes(&self, shape: &MappingShape, page: u64) -> bool {
         self.mapping == shape.slot
-            && page == self.first_page + u64::from(self.pages)
-            && u64::from(self.pages) < shape.command_pages_max(self.first_page)
+            && page == self.range().end
+            && (self.frames.len() as u64) < shape.command_pages_max(self.first_page)
     }
 
     /// Appends the folio of the page that follows.
     pub(crate) fn append(&mut self, shape: &MappingShape, page: u64, frame: FrameId) {
         debug_assert!(self.takes(shape, page));
-        self.cache.folio(frame).run_next.store(NONE, Ordering::Relaxed);
-        self.cache.folio(self.tail).run_next.store(frame.0, Ordering::Relaxed);
-        self.tail = frame;
+        self.frames.push(frame);
         self.tail_bytes = shape.page_bytes(page);
-        self.pages += 1;
     }
 
     /// The pages of the run.
     pub(crate) fn range(&self) -> std::ops::Range<u64> {
-        self.first_page..self.first_page + u64::from(self.pages)
+        self.first_page..self.first_page + self.frames.len() as u64
     }
 
-    /// The frames in page order. The next link is read before a frame is handed out, so the receiver may
-    /// release it.
-    pub(crate) fn frames(&self) -> impl Iterator<Item = FrameId> + use<'_> {
-        let mut at = self.head.0;
-        std::iter::from_fn(move || {
-            if at == NONE {
-                return None;
-            }
-            let frame = FrameId(at);
-            at = self.cache.folio(frame).run_next.load(Ordering::Relaxed);
-            Some(frame)
-        })
+    /// The frames in page order.
+    pub(crate) fn frames(&self) -> &[FrameId] {
+        &self.frames
+    }
+}
+
+/// Makes runs, and takes their lists of frames back to use them again: nothing is allocated a command.
+#[derive(Debug)]
+pub(crate) struct RunPool {
+    cache: Arc<SharedCache>,
+    lists: Vec<Vec<FrameId>>,
+}
+
+impl RunPool {
+    /// Lists for `count` runs of up to `pages_max` pages. More are made when they are needed, and kept.
+    pub(crate) fn new(cache: Arc<SharedCache>, count: usize, pages_max: usize) -> Self {
+        Self { cache, lists: (0..count).map(|_| Vec::with_capacity(pages_max)).collect() }
+    }
+
+    /// A run of one folio.
+    pub(crate) fn start(&mut self, shape: &MappingShape, page: u64, frame: FrameId) -> FolioRun {
+        let mut frames = self.lists.pop().unwrap_or_default();
+        frames.push(frame);
+        let tail_bytes = shape.page_bytes(page);
+        FolioRun { cache: self.cache.clone(), mapping: shape.slot, first_page: page, frames, tail_bytes }
+    }
+
+    /// A run has ended.
+    pub(crate) fn end(&mut self, run: FolioRun) {
+        let mut frames = run.frames;
+        frames.clear();
+        self.lists.push(frames);
     }
 }
 
@@ -105,8 +113,9 @@ unsafe impl Payload for ShardPayload {
             PayloadKind::Flush { .. } | PayloadKind::Zero { .. } => None,
         };
         run.into_iter().flat_map(|run| {
-            run.frames().map(|frame| {
-                let len_bytes = if frame == run.tail { run.tail_bytes } else { PAGE_BYTES as u32 };
+            let last = run.frames.len() - 1;
+            run.frames.iter().enumerate().map(move |(index, &frame)| {
+                let len_bytes = if index == last { run.tail_bytes } else { PAGE_BYTES as u32 };
                 run.cache.frames.segment(frame, len_bytes)
             })
         })

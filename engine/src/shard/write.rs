@@ -14,16 +14,25 @@ use crate::reply::{Grants, SlotId};
 use crate::stats::bump;
 use crate::writeback::commit::{CommitGroup, CommitStep, Durability};
 use crate::writeback::flusher::Pressure;
-use crate::writeback::issue::{Issued, Submitted, issue};
+use crate::writeback::issue::{Issued, Issuer, Submitted};
 use crate::writeback::pass::{PassState, SyncMode};
 use crate::writeback::sync::SyncJob;
 
 /// Pages that one pass writes before it gives the core back (WB-07).
 const STEP_PAGES: u64 = 1024;
 
-/// What a step of a pass is called with: the share of the queue that writeback leaves to reads.
-fn reserve(entries: u32) -> u32 {
-    entries / 4
+/// The parts of a shard that a pass works with: borrowed one by one, so that the pass's own state can stay borrowed.
+macro_rules! issuer {
+    ($shard:expr) => {
+        Issuer {
+            // A quarter of the queue is left to reads, so that a flush cannot fill it.
+            reserve: ($shard.queue.in_flight() + $shard.queue.free_commands()) / 4,
+            cache: &$shard.cache,
+            queue: &mut $shard.queue,
+            runs: &mut $shard.runs,
+            watch: &mut $shard.watch,
+        }
+    };
 }
 
 /// The commits of one namespace that meet in this shard.
@@ -73,16 +82,7 @@ impl Shard {
         };
         while let Some(pass) = &mut job.pass {
             let before = pass.rest.start;
-            let reserve = reserve(self.queue.in_flight() + self.queue.free_commands());
-            let (issued, done) = issue(
-                &self.cache,
-                &mut self.queue,
-                &mapping.shape,
-                pass,
-                reserve,
-                STEP_PAGES,
-                &mut self.watch,
-            );
+            let (issued, done) = issuer!(self).step(&mapping.shape, pass, STEP_PAGES);
             self.count_writes(done);
             if done.commands > 0 || pass.rest.start != before {
                 *progressed = true;
@@ -161,9 +161,7 @@ impl Shard {
             PassState::background(writeback_index..end)
         });
         debug_assert_eq!(pass.mode, SyncMode::None);
-        let reserve = reserve(self.queue.in_flight() + self.queue.free_commands());
-        let (issued, done) =
-            issue(&self.cache, &mut self.queue, &mapping.shape, pass, reserve, STEP_PAGES, &mut self.watch);
+        let (issued, done) = issuer!(self).step(&mapping.shape, pass, STEP_PAGES);
         run.pages += done.pages;
         if run.pages > 0 && run.pages == done.pages {
             bump(&self.link.counters.passes_background, 1);

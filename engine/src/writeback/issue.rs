@@ -8,7 +8,7 @@ use crate::cache::ShardCache;
 use crate::cache::folio::FrameId;
 use crate::cache::shape::MappingShape;
 use crate::shard::device::DeviceWatch;
-use crate::shard::payload::{FolioRun, PayloadKind, ShardPayload};
+use crate::shard::payload::{FolioRun, PayloadKind, RunPool, ShardPayload};
 
 /// How a step of a pass ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,88 +32,95 @@ pub(crate) struct Submitted {
     pub pages: u64,
 }
 
-/// Runs a pass for one step: at most `pages_max` pages, and never into the last `reserve` commands of the queue.
-pub(crate) fn issue(
-    cache: &ShardCache,
-    queue: &mut QueuePair<ShardPayload>,
-    shape: &MappingShape,
-    state: &mut PassState,
-    reserve: u32,
-    pages_max: u64,
-    watch: &mut DeviceWatch,
-) -> (Issued, Submitted) {
-    let mut pass = WritebackPass::new(cache, shape, state);
-    let mut done = Submitted::default();
-    let mut run: Option<FolioRun> = None;
-    let mut marked = 0;
-    let ended = loop {
-        if run.is_none() {
-            if marked >= pages_max {
-                break Issued::Budget;
-            }
-            if queue.free_commands() <= reserve {
-                break Issued::NoRoom;
-            }
-        }
-        match pass.next() {
-            Next::Folio(folio) => {
-                let follows = run.as_ref().is_some_and(|run| run.takes(shape, folio.page));
-                if !follows && let Some(full) = run.take() {
-                    // The next folio opens a run of its own only if there's a command for it.
-                    if !submit(cache, queue, shape, full, &mut done, watch) {
-                        pass.put_back(folio);
-                        break Issued::Refused;
-                    }
-                    if queue.free_commands() <= reserve || marked >= pages_max {
-                        pass.put_back(folio);
-                        continue;
-                    }
-                }
-                let (page, frame) = folio.start_writeback();
-                marked += 1;
-                match &mut run {
-                    Some(run) => run.append(shape, page, frame),
-                    None => run = Some(FolioRun::new(cache.shared.clone(), shape, page, frame)),
-                }
-            }
-            Next::Blocked(frame) => break Issued::Blocked(frame),
-            Next::End => break Issued::End,
-        }
-    };
-    if let Some(run) = run
-        && !submit(cache, queue, shape, run, &mut done, watch)
-    {
-        return (Issued::Refused, done);
-    }
-    (ended, done)
+/// What a pass works with: one shard's cache and queue.
+pub(crate) struct Issuer<'a> {
+    pub cache: &'a ShardCache,
+    pub queue: &'a mut QueuePair<ShardPayload>,
+    pub runs: &'a mut RunPool,
+    pub watch: &'a mut DeviceWatch,
+    /// Commands of the queue that writeback leaves to reads.
+    pub reserve: u32,
 }
 
-/// Submits one run. When the queue refuses it, its folios end writeback dirty (WB-11, WB-17).
-fn submit(
-    cache: &ShardCache,
-    queue: &mut QueuePair<ShardPayload>,
-    shape: &MappingShape,
-    run: FolioRun,
-    done: &mut Submitted,
-    watch: &mut DeviceWatch,
-) -> bool {
-    let (lba, blocks, pages) = (shape.lba(run.first_page), shape.blocks(&run.range()), run.pages);
-    let payload = ShardPayload { kind: PayloadKind::Write(run), watch_epoch: watch.epoch() };
-    match queue.submit(&shape.namespace, Io::Write { lba, blocks, fua: Fua::No }, payload) {
-        Ok(()) => {
-            watch.submitted();
-            done.commands += 1;
-            done.pages += u64::from(pages);
-            true
-        }
-        Err(rejected) => {
-            tracing::error!(reason = %rejected.reason, "the queue refused a write; its folios stay dirty");
-            if let PayloadKind::Write(run) = rejected.payload.kind {
-                for frame in run.frames() {
-                    cache.end_writeback(shape, frame, true);
+impl Issuer<'_> {
+    /// Runs a pass for one step: about `pages_max` pages, and never into the reserve of the queue.
+    pub(crate) fn step(
+        &mut self,
+        shape: &MappingShape,
+        state: &mut PassState,
+        pages_max: u64,
+    ) -> (Issued, Submitted) {
+        let mut pass = WritebackPass::new(self.cache, shape, state);
+        let mut done = Submitted::default();
+        let mut run: Option<FolioRun> = None;
+        let mut marked = 0;
+        let ended = loop {
+            if run.is_none() {
+                if marked >= pages_max {
+                    break Issued::Budget;
+                }
+                if self.queue.free_commands() <= self.reserve {
+                    break Issued::NoRoom;
                 }
             }
-            false
+            match pass.next() {
+                Next::Folio(folio) => {
+                    let follows = run.as_ref().is_some_and(|run| run.takes(shape, folio.page));
+                    if !follows && let Some(full) = run.take() {
+                        if let Err(refused) = self.submit(shape, full, &mut done) {
+                            pass.put_back(folio);
+                            self.give_up(&mut pass, shape, refused);
+                            break Issued::Refused;
+                        }
+                        // The next folio opens a run of its own only if there's a command for it.
+                        if self.queue.free_commands() <= self.reserve || marked >= pages_max {
+                            pass.put_back(folio);
+                            continue;
+                        }
+                    }
+                    let (page, frame) = pass.start_writeback(folio);
+                    marked += 1;
+                    match &mut run {
+                        Some(run) => run.append(shape, page, frame),
+                        None => run = Some(self.runs.start(shape, page, frame)),
+                    }
+                }
+                Next::Blocked(frame) => break Issued::Blocked(frame),
+                Next::End => break Issued::End,
+            }
+        };
+        if let Some(run) = run
+            && let Err(refused) = self.submit(shape, run, &mut done)
+        {
+            self.give_up(&mut pass, shape, refused);
+            return (Issued::Refused, done);
         }
+        (ended, done)
+    }
+
+    fn submit(&mut self, shape: &MappingShape, run: FolioRun, done: &mut Submitted) -> Result<(), FolioRun> {
+        let range = run.range();
+        let (lba, blocks) = (shape.lba(range.start), shape.blocks(&range));
+        let payload = ShardPayload { kind: PayloadKind::Write(run), watch_epoch: self.watch.epoch() };
+        let Err(rejected) =
+            self.queue.submit(&shape.namespace, Io::Write { lba, blocks, fua: Fua::No }, payload)
+        else {
+            self.watch.submitted();
+            done.commands += 1;
+            done.pages += range.end - range.start;
+            return Ok(());
+        };
+        tracing::error!(reason = %rejected.reason, "the queue refused a write; its folios stay dirty");
+        match rejected.payload.kind {
+            PayloadKind::Write(run) => Err(run),
+            _ => unreachable!("a rejected payload comes back as it was given"),
+        }
+    }
+
+    /// The queue refused a run: its folios end writeback dirty (WB-11, WB-17).
+    fn give_up(&mut self, pass: &mut WritebackPass<'_>, shape: &MappingShape, run: FolioRun) {
+        pass.move_tags();
+        self.cache.end_writeback(shape, run.first_page, run.frames(), true);
+        self.runs.end(run);
     }
 }

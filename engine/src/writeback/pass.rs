@@ -69,11 +69,24 @@ pub(crate) struct WritebackPass<'a> {
     state: &'a mut PassState,
     /// Tagged pages of the leaf that was looked up last: folios are found by tag 64 at a time (WB-07).
     batch: LeafPages,
+    /// By slot in that leaf: the frames of the pages in `batch`.
+    frames: [Option<FrameId>; 64],
+    /// Pages of one leaf that went under writeback and whose tags haven't moved yet.
+    started: Started,
+}
+
+/// Tags that are to move together. Until they do, within the same step, the folios' states are ahead of their tags;
+/// nobody but the shard looks at tags, and WRITEBACK keeps threads from setting DIRTY anew.
+#[derive(Debug, Default)]
+struct Started {
+    leaf: u32,
+    pages: u64,
 }
 
 impl<'a> WritebackPass<'a> {
     pub(crate) fn new(cache: &'a ShardCache, shape: &'a MappingShape, state: &'a mut PassState) -> Self {
-        Self { cache, shape, state, batch: LeafPages { base: 0, pages: 0 } }
+        let batch = LeafPages { base: 0, pages: 0 };
+        Self { cache, shape, state, batch, frames: [None; 64], started: Started::default() }
     }
 
     /// The next folio to write (`folio_prepare_writeback`, WB-06).
@@ -82,21 +95,22 @@ impl<'a> WritebackPass<'a> {
             if self.batch.pages == 0 {
                 let find = Find::Tagged(self.state.tag());
                 match self.cache.tree.next(self.shape.tree, find, self.state.rest.clone()) {
-                    Some(batch) => self.batch = batch,
+                    Some(batch) => self.take_batch(batch),
                     None => {
                         self.state.rest.start = self.state.rest.end;
                         return Next::End;
                     }
                 }
             }
-            let local = self.batch.base + u64::from(self.batch.pages.trailing_zeros());
+            let slot = self.batch.pages.trailing_zeros();
+            let local = self.batch.base + u64::from(slot);
             self.batch.pages &= self.batch.pages - 1;
+            let Some(frame) = self.frames[slot as usize] else { continue };
             let page = self.shape.striping.page(self.cache.shard, local);
-            let Some(frame) = self.cache.find(self.shape, page) else { continue };
             match self.cache.shared.folio(frame).lock_for_writeback(self.shape.key(page)) {
                 Ok(()) => {
                     self.state.rest.start = local + 1;
-                    return Next::Folio(LockedFolio { cache: self.cache, shape: self.shape, frame, page });
+                    return Next::Folio(LockedFolio { cache: self.cache, frame, page });
                 }
                 Err(LockRefusal::Exclusive | LockRefusal::InFlight) if self.state.mode == SyncMode::All => {
                     self.state.rest.start = local;
@@ -105,6 +119,42 @@ impl<'a> WritebackPass<'a> {
                 }
                 Err(_) => {}
             }
+        }
+    }
+
+    /// Looks all folios of a batch up before any is worked on: their headers come into the processor's cache
+    /// together instead of one after the other.
+    fn take_batch(&mut self, batch: LeafPages) {
+        self.batch = batch;
+        let first = self.shape.striping.page(self.cache.shard, batch.base);
+        let mut pages = batch.pages;
+        while pages != 0 {
+            let slot = pages.trailing_zeros();
+            // A leaf lies within a stripe, so its pages are consecutive in the file, too.
+            self.frames[slot as usize] = self.cache.find(self.shape, first + u64::from(slot));
+            pages &= pages - 1;
+        }
+    }
+
+    /// A folio that was handed out goes under writeback; its frame is the device's when the command is submitted.
+    pub(crate) fn start_writeback(&mut self, locked: LockedFolio<'a>) -> (u64, FrameId) {
+        let (page, frame) = (locked.page, locked.frame);
+        std::mem::forget(locked);
+        let folio = self.cache.shared.folio(frame);
+        if folio.tag_leaf() != self.started.leaf {
+            self.move_tags();
+            self.started.leaf = folio.tag_leaf();
+        }
+        self.started.pages |= 1 << (self.shape.striping.local(page) % 64);
+        folio.start_writeback();
+        (page, frame)
+    }
+
+    /// Moves the tags of all folios that went under writeback. Before anything ends their writeback.
+    pub(crate) fn move_tags(&mut self) {
+        if self.started.pages != 0 {
+            self.cache.tag_writeback(self.shape, self.started.leaf, self.started.pages);
+            self.started.pages = 0;
         }
     }
 
@@ -121,18 +171,13 @@ impl<'a> WritebackPass<'a> {
 #[must_use = "a locked folio that is dropped stays dirty"]
 pub(crate) struct LockedFolio<'a> {
     cache: &'a ShardCache,
-    shape: &'a MappingShape,
     pub frame: FrameId,
     pub page: u64,
 }
 
-impl LockedFolio<'_> {
-    /// The folio goes under writeback; its frame is the device's when the command is submitted.
-    pub(crate) fn start_writeback(self) -> (u64, FrameId) {
-        self.cache.start_writeback(self.shape, self.frame);
-        let (page, frame) = (self.page, self.frame);
-        std::mem::forget(self);
-        (page, frame)
+impl Drop for WritebackPass<'_> {
+    fn drop(&mut self) {
+        self.move_tags();
     }
 }
 
