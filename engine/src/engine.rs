@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -11,7 +12,7 @@ use foliant_nvme::{
 };
 
 use crate::cache::ShardCache;
-use crate::cache::folio::FrameId;
+use crate::cache::folio::{FolioKey, FrameId};
 use crate::cache::frames::{FrameMemory, PAGE_BYTES};
 use crate::cache::shape::MappingShape;
 use crate::cache::tags::TagTree;
@@ -27,7 +28,7 @@ use crate::shard::request::Request;
 use crate::shard::runner;
 use crate::shard::{Shard, ShardLimits};
 use crate::stats::EngineStats;
-use crate::table::{MappingTable, Opened};
+use crate::table::MappingTable;
 use crate::writeback::commit::Durability;
 
 /// What handles and the engine share.
@@ -38,7 +39,7 @@ pub(crate) struct EngineInner {
     /// Pages that one request may ask for, so that a few requests never need all frames.
     pub request_pages_max: u64,
     namespaces: Vec<Namespace>,
-    identity: ControllerIdentity,
+    pub identity: ControllerIdentity,
     /// By namespace id.
     durability: BTreeMap<u32, Arc<Durability>>,
     stop: Arc<AtomicBool>,
@@ -167,7 +168,13 @@ impl Engine {
             return wrong(format!("there is no namespace {}; the device has {known:?}", options.namespace));
         };
         let block = u64::from(namespace.block_bytes());
-        let capacity = namespace.blocks() * block;
+        if block > PAGE_BYTES as u64 {
+            return wrong(format!(
+                "namespace {} has blocks of {block} bytes; 512 to 4096 are supported",
+                options.namespace
+            ));
+        }
+        let capacity = capacity_bytes(namespace);
         let start = options.start_bytes;
         let len_bytes = options.len_bytes.unwrap_or(capacity.saturating_sub(start));
         if !start.is_multiple_of(block) || !len_bytes.is_multiple_of(block) {
@@ -183,23 +190,30 @@ impl Engine {
             ));
         }
         let first_lba = start / block;
+        let shape =
+            |slot| MappingShape::new(slot, namespace.clone(), first_lba, len_bytes, inner.links.len());
+        let (needed, had) = (shape(0).page_commands_max(), u32::from(inner.identity.queue_entries) / 2);
+        if needed > had {
+            return wrong(format!(
+                "the device's boundary of {:?} blocks splits a page into {needed} commands, and half of the queue holds \
+                 {had}; open the engine with more queue_entries",
+                namespace.optimal_boundary_blocks()
+            ));
+        }
         let opened = inner.table.open(options.namespace, first_lba, len_bytes, |slot| OpenMapping {
-            shape: MappingShape::new(slot, namespace.clone(), first_lba, len_bytes, inner.links.len()),
+            shape: shape(slot),
             errors: Default::default(),
             durability: inner.durability[&options.namespace].clone(),
             closed: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
         })?;
-        match opened {
-            Opened::Again(open) => Ok(Mapping::new(inner.clone(), open)),
-            Opened::New(open) => {
-                // The handle exists from here on, so that an error below drops it.
-                let mapping = Mapping::new(inner.clone(), open.clone());
-                for link in &inner.links {
-                    link.request(Request::Open(open.clone())).await?;
-                }
-                Ok(mapping)
-            }
+        // The handle exists from here on, so that an error below drops it.
+        let mapping = Mapping::new(inner.clone(), opened.clone());
+        // Every handle's opener tells every shard: another one may be on its way still, or have been dropped.
+        for link in &inner.links {
+            link.request(Request::Open(opened.clone())).await?;
         }
+        Ok(mapping)
     }
 
     /// Counters since open.
@@ -212,8 +226,7 @@ impl Engine {
             stats.read_hits += reads;
             stats.write_hits += writes;
             stats.requests += link.requests.load(Ordering::Relaxed);
-            let dirty =
-                link.cache.marked.iter().map(|marked| u64::from(marked.dirty.load(Ordering::Relaxed)));
+            let dirty = link.cache.marked.iter().map(|marked| u64::from(marked.dirty()));
             stats.dirty_pages += dirty.sum::<u64>();
         }
         stats.metadata_bytes = self.inner.fixed_metadata_bytes + stats.tag_nodes * TagTree::NODE_BYTES as u64;
@@ -248,20 +261,38 @@ impl Engine {
         std::mem::take(&mut *self.shards.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// With [`ShardThreads::Manual`]: takes shards back that were [taken](Self::take_shards), so that
+    /// [`close`](Self::close) can drive them to the end.
+    pub fn return_shards(&self, shards: Vec<Shard>) {
+        self.shards.lock().unwrap_or_else(PoisonError::into_inner).extend(shards);
+    }
+
     /// Syncs every open mapping, stops the shards and shuts the controller down. Handles get [`Error::Closed`]
-    /// from then on.
+    /// from then on. With [`ShardThreads::Manual`] the shards have to be [returned](Self::return_shards) before.
     ///
     /// # Errors
     /// The first error of all that; everything is stopped nevertheless, and what couldn't be written is lost, as
     /// the error says.
     pub fn close(mut self) -> Result<()> {
         self.inner.table.close();
+        let mut shards = self.take_shards();
+        if self.threads.is_empty() && shards.len() < self.inner.links.len() {
+            return Err(Error::Option {
+                option: "threads",
+                value: "Manual".to_owned(),
+                reason: "the caller still has shards; give them back by return_shards before close"
+                    .to_owned(),
+            });
+        }
         let mut result = Ok(());
         for open in self.inner.table.all() {
             self.inner.table.add_handle(&open);
-            let synced = Mapping::new(self.inner.clone(), open).sync();
+            let mapping = Mapping::new(self.inner.clone(), open);
+            let synced =
+                if shards.is_empty() { mapping.sync() } else { drive(&mut shards, mapping.sync_async()) };
             result = result.and(synced);
         }
+        drop(shards);
         self.stop();
         match self.controller.take().map(Controller::shutdown) {
             Some(Err(error)) => result.and(Err(error.into())),
@@ -270,6 +301,9 @@ impl Engine {
     }
 
     fn stop(&mut self) {
+        for open in self.inner.table.all() {
+            open.closed.store(true, Ordering::SeqCst);
+        }
         self.inner.stop.store(true, Ordering::Release);
         for link in &self.inner.links {
             link.kick();
@@ -297,12 +331,28 @@ impl Drop for Engine {
     }
 }
 
+/// Runs a future on this thread together with the shards that it needs.
+fn drive<T>(shards: &mut [Shard], future: impl Future<Output = T>) -> T {
+    let start = Instant::now();
+    let first_ns = shards.iter().map(Shard::now_ns).max().unwrap_or(0);
+    let mut future = std::pin::pin!(future);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return output;
+        }
+        let now_ns = first_ns.saturating_add(nanoseconds(start.elapsed()));
+        for shard in shards.iter_mut() {
+            shard.poll(now_ns);
+        }
+    }
+}
+
 /// Divides the arena among shards and builds them.
 fn build_shards(controller: &Controller, options: &EngineOptions, count: usize) -> Result<Vec<Shard>> {
     let frames = options.cache_bytes / PAGE_BYTES as u64 / count as u64;
     debug_assert!(frames >= FRAMES_MIN);
-    let pages = |ns: &Namespace| (ns.blocks() * u64::from(ns.block_bytes())).div_ceil(PAGE_BYTES as u64);
-    let device_pages: u64 = controller.namespaces().iter().map(pages).sum();
+    let pages = |ns: &Namespace| capacity_bytes(ns).div_ceil(PAGE_BYTES as u64);
+    let device_pages = controller.namespaces().iter().map(pages).fold(0, u64::saturating_add);
     // Of each mapping a shard may hold a stripe more than its share.
     let local_pages = if count == 1 { device_pages } else { device_pages / count as u64 };
     let background = frames * u64::from(options.dirty_background_percent) / 100;
@@ -318,8 +368,7 @@ fn build_shards(controller: &Controller, options: &EngineOptions, count: usize) 
             let buffer = controller.arena().allocate(frames as usize * PAGE_BYTES);
             let buffer = buffer.map_err(foliant_nvme::DriverError::from)?;
             let cache = ShardCache::new(shard, FrameMemory::new(buffer), local_pages);
-            let (link, inbox) =
-                ShardLink::new(shard, cache.shared.clone(), options.requests_max, background as u32 + 1)?;
+            let (link, inbox) = ShardLink::new(shard, cache.shared.clone(), options, background as u32 + 1)?;
             let queue = controller.queue_pair()?;
             let watch = DeviceWatch::new(limits.command_timeout_ns);
             Ok(Shard::new(link, inbox, cache, queue, limits.clone(), watch))
@@ -359,6 +408,12 @@ fn start(
     };
     let threads = shards.into_iter().map(spawn).collect::<Result<_>>()?;
     Ok((threads, Vec::new()))
+}
+
+/// What the engine uses of a namespace: all of it, up to what page keys can name.
+fn capacity_bytes(namespace: &Namespace) -> u64 {
+    let limit = PAGE_BYTES as u64 * FolioKey::PAGES_MAX;
+    namespace.blocks().saturating_mul(u64::from(namespace.block_bytes())).min(limit)
 }
 
 fn nanoseconds(duration: std::time::Duration) -> u64 {

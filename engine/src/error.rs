@@ -74,6 +74,18 @@ pub enum Error {
         /// Why dirty pages can't be written, if the last write failed.
         cause: Option<Box<Error>>,
     },
+    /// All reply slots of a shard stayed taken: by requests that wait, or by futures that were answered and never
+    /// polled again.
+    #[error(
+        "all {requests_max} requests that a shard takes at once stayed unfinished for {waited:?}; poll or drop their \
+         futures, or open the engine with a larger requests_max"
+    )]
+    TooManyRequests {
+        /// The option's value.
+        requests_max: usize,
+        /// How long the request waited.
+        waited: Duration,
+    },
     /// A holder kept a page pinned until the deadline of a request that needs it.
     #[error(
         "page {page} of the mapping stayed held by another pin for {waited:?}; release the pin that holds it"
@@ -155,7 +167,9 @@ impl From<Error> for std::io::Error {
             Error::OutOfRange { .. } | Error::Mapping { .. } | Error::Option { .. } | Error::Uri { .. } => {
                 std::io::ErrorKind::InvalidInput
             }
-            Error::CacheFull { .. } | Error::PinnedTooLong { .. } => std::io::ErrorKind::TimedOut,
+            Error::CacheFull { .. } | Error::PinnedTooLong { .. } | Error::TooManyRequests { .. } => {
+                std::io::ErrorKind::TimedOut
+            }
             Error::Closed => std::io::ErrorKind::NotConnected,
             _ => std::io::ErrorKind::Other,
         };

@@ -19,6 +19,9 @@ use crate::shard::request::{Request, Want};
 
 const PAGE: u64 = PAGE_BYTES as u64;
 
+/// What a discard writes where it can't have the device do it.
+static ZEROS: [u8; 16 * PAGE_BYTES] = [0; 16 * PAGE_BYTES];
+
 /// Shards that one request is sent to before their answers are waited for: their futures live on the stack.
 const ASKED_AT_ONCE: usize = 16;
 
@@ -130,9 +133,10 @@ impl Mapping {
         self.write_rest(offset, data, done).await
     }
 
-    /// Pins a page for reading in place. A hit costs two atomic operations and no lock.
+    /// Pins a page for reading in place. A hit takes no lock and sends no message.
     ///
-    /// Holding a pin and asking for [`pin_mut`](Self::pin_mut) of the same page in one thread waits for itself,
+    /// Readers come first: a writer that waits for a page waits until no reader has it, so readers whose pins
+    /// overlap without end keep writers out, until their `pin_wait` ends. Holding a pin and asking for [`pin_mut`](Self::pin_mut) of the same page in one thread waits for itself,
     /// until the engine's `pin_wait` ends it with an error.
     ///
     /// # Errors
@@ -156,7 +160,10 @@ impl Mapping {
     pub async fn pin_async(&self, page: u64) -> Result<PagePin<'_>> {
         self.check_page(page)?;
         match self.try_pin(page) {
-            Some(pin) => Ok(pin),
+            Some(pin) => {
+                pin.link.hits.read();
+                Ok(pin)
+            }
             None => self.pin_slow(page).await,
         }
     }
@@ -186,7 +193,10 @@ impl Mapping {
         self.check_page(page)?;
         self.open.durability.check()?;
         match self.try_pin_mut(page) {
-            Some(pin) => Ok(pin),
+            Some(pin) => {
+                pin.link.hits.write();
+                Ok(pin)
+            }
             None => self.pin_mut_slow(page).await,
         }
     }
@@ -246,8 +256,8 @@ impl Mapping {
     /// Durable after the next sync. Waits for writeback of what it removes (WB-26).
     ///
     /// # Errors
-    /// [`Error::OutOfRange`]; [`Error::Device`]; [`Error::PinnedTooLong`] when somebody keeps a page of the range
-    /// pinned. After an error parts of the range may be zeroed.
+    /// [`Error::OutOfRange`]; [`Error::PinnedTooLong`] when somebody keeps a page of the range pinned; those of
+    /// [`write_at`](Self::write_at). After an error parts of the range may be zeroed.
     pub fn discard(&self, range: Range<u64>) -> Result<()> {
         block_on(self.discard_async(range))
     }
@@ -260,22 +270,30 @@ impl Mapping {
         self.check_open()?;
         self.open.durability.check()?;
         let pages = self.pages_of(range.clone())?;
-        // Whole pages go; the ends that are parts of pages are overwritten.
+        // Whole pages go; the ends that are parts of pages are overwritten, and everything where the device has no
+        // Write Zeroes.
         let first_whole = range.start.div_ceil(PAGE);
         let end_whole = if range.end == self.len() { pages.end } else { range.end / PAGE };
-        let slot = self.open.shape.slot;
-        if first_whole < end_whole {
-            let whole = first_whole..end_whole;
+        let mut overwrite = [range.start..range.end, 0..0];
+        if first_whole < end_whole && self.engine.identity.write_zeroes {
+            let (slot, whole) = (self.open.shape.slot, first_whole..end_whole);
             let request = || Request::Discard { mapping: slot, pages: whole.clone() };
-            self.ask_shards(|_| true, request).await?;
+            match self.ask_shards(|_| true, request).await {
+                Ok(()) => {
+                    overwrite =
+                        [range.start..first_whole * PAGE, (end_whole * PAGE).min(range.end)..range.end]
+                }
+                // The folios may be gone and the device not zeroed: what must read as zeros is written as such.
+                Err(error @ Error::Device { .. }) => tracing::warn!(%error, "overwriting a range instead"),
+                Err(error) => return Err(error),
+            }
         }
-        let zeros = [0; PAGE_BYTES];
-        let head = range.start..range.end.min(first_whole * PAGE);
-        let tail = range.start.max(end_whole * PAGE)..range.end;
-        // Within one page head and tail are the same bytes.
-        for part in if first_whole > end_whole { [range.clone(), 0..0] } else { [head, tail] } {
-            if part.start < part.end {
-                self.write_at_async(part.start, &zeros[..(part.end - part.start) as usize]).await?;
+        for part in overwrite {
+            let mut at = part.start;
+            while at < part.end {
+                let count = (part.end - at).min(ZEROS.len() as u64);
+                self.write_at_async(at, &ZEROS[..count as usize]).await?;
+                at += count;
             }
         }
         Ok(())
@@ -290,15 +308,29 @@ impl Mapping {
         block_on(self.close_async())
     }
 
-    async fn close_async(&self) -> Result<()> {
+    /// As [`close`](Self::close), without blocking the thread. Dropped midway, the mapping may stay closed for its
+    /// other handles.
+    ///
+    /// # Errors
+    /// As `close`.
+    pub async fn close_async(self) -> Result<()> {
         self.sync_async().await?;
         let slot = self.open.shape.slot;
         self.open.closed.store(true, Ordering::SeqCst);
         let closed = self.ask_shards(|_| true, || Request::Close { mapping: slot }).await;
-        if closed.is_err() {
-            self.open.closed.store(false, Ordering::SeqCst);
+        match closed {
+            Ok(()) => {
+                self.open.dropped.store(true, Ordering::SeqCst);
+                // What was dirtied after the sync was written by the close.
+                if self.open.durability.is_settled() { Ok(()) } else { self.commit().await }
+            }
+            Err(error) => {
+                self.open.closed.store(false, Ordering::SeqCst);
+                // The shards that have dropped it take it up again.
+                self.ask_shards(|_| true, || Request::Open(self.open.clone())).await?;
+                Err(error)
+            }
         }
-        closed
     }
 
     // ---- hits -------------------------------------------------------------------------------------------
@@ -523,7 +555,7 @@ impl Mapping {
         let namespace = self.open.shape.namespace.id();
         // All commits of a namespace meet in one shard, to share flushes.
         let link = &self.engine.links[namespace as usize % self.engine.links.len()];
-        link.request(Request::Commit { namespace }).await.map(drop)
+        link.request(Request::Commit(self.open.clone())).await.map(drop)
     }
 
     // ---- checks -----------------------------------------------------------------------------------------

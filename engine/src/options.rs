@@ -113,6 +113,13 @@ impl EngineOptions {
         if self.dirty_background_percent > 90 {
             return wrong("dirty_background_percent", self.dirty_background_percent, "must be at most 90");
         }
+        if self.command_timeout.is_zero() {
+            return wrong(
+                "command_timeout",
+                "0",
+                "must be longer than the device needs for its slowest command",
+            );
+        }
         if let ShardThreads::Pinned(cores) = &self.threads {
             if cores.len() < self.shards {
                 return wrong(

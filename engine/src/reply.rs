@@ -110,7 +110,9 @@ impl ReplySlots {
 
     fn release(&self, slot: SlotId) {
         let at = &self.slots[slot.0 as usize];
-        *at.waker.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // A waker is the user's code: it is dropped after the lock.
+        let waker = at.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(waker);
         at.state.store(FREE, Ordering::Relaxed);
         self.free.0.try_send(slot.0).expect("a slot is released once");
     }
@@ -154,7 +156,9 @@ impl ReplySlots {
     pub(crate) fn poll(&self, slot: SlotId, waker: &Waker) -> Poll<Reply> {
         let at = &self.slots[slot.0 as usize];
         if at.state.load(Ordering::Acquire) != DONE {
-            *at.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(waker.clone());
+            let waker = waker.clone();
+            let before = at.waker.lock().unwrap_or_else(PoisonError::into_inner).replace(waker);
+            drop(before);
             // The shard may have answered before the waker was there.
             if at.state.load(Ordering::Acquire) != DONE {
                 return Poll::Pending;

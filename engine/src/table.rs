@@ -24,14 +24,6 @@ pub(crate) struct MappingTable {
     closed: AtomicBool,
 }
 
-/// What opening a range came to.
-pub(crate) enum Opened {
-    /// The range was open already: one handle more.
-    Again(Arc<OpenMapping>),
-    /// A slot was taken; the shards have to be told.
-    New(Arc<OpenMapping>),
-}
-
 impl MappingTable {
     pub(crate) fn new() -> Self {
         let entries = (0..MAPPINGS_MAX).map(|_| None).collect();
@@ -54,19 +46,22 @@ impl MappingTable {
         first_lba: u64,
         len_bytes: u64,
         make: impl FnOnce(u16) -> OpenMapping,
-    ) -> Result<Opened> {
+    ) -> Result<Arc<OpenMapping>> {
         let mut entries = self.lock();
         if self.closed.load(Ordering::SeqCst) {
             return Err(Error::Closed);
         }
         for entry in entries.iter_mut().flatten() {
             let shape = &entry.open.shape;
-            if shape.namespace.id() != namespace || entry.open.closed.load(Ordering::SeqCst) {
+            if shape.namespace.id() != namespace || entry.open.dropped.load(Ordering::SeqCst) {
                 continue;
             }
             if (shape.first_lba, shape.len_bytes) == (first_lba, len_bytes) {
+                if entry.open.closed.load(Ordering::SeqCst) {
+                    return Err(Error::Mapping { reason: "the same range is just being closed".to_owned() });
+                }
                 entry.handles += 1;
-                return Ok(Opened::Again(entry.open.clone()));
+                return Ok(entry.open.clone());
             }
             let block = u64::from(shape.namespace.block_bytes());
             let (start, other) = (first_lba * block, shape.first_lba * block);
@@ -88,7 +83,7 @@ impl MappingTable {
         };
         let open = Arc::new(make(slot as u16));
         entries[slot] = Some(Entry { open: open.clone(), handles: 1 });
-        Ok(Opened::New(open))
+        Ok(open)
     }
 
     pub(crate) fn add_handle(&self, open: &Arc<OpenMapping>) {
@@ -102,7 +97,7 @@ impl MappingTable {
         if let Some(entry) = slot {
             entry.handles -= 1;
             // A mapping without handles stays open and cached, unless it was closed.
-            if entry.handles == 0 && open.closed.load(Ordering::SeqCst) {
+            if entry.handles == 0 && open.dropped.load(Ordering::SeqCst) {
                 *slot = None;
             }
         }

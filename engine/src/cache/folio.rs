@@ -47,6 +47,9 @@ impl FolioKey {
     /// Bits of the page index: 2^48 pages of 4 KiB, more than NVMe's largest namespace of practical use.
     pub(crate) const INDEX_BITS: u32 = 48;
 
+    /// Pages that keys can name.
+    pub(crate) const PAGES_MAX: u64 = 1 << Self::INDEX_BITS;
+
     pub(crate) const fn new(mapping: u16, page: u64) -> Self {
         debug_assert!(page < 1 << Self::INDEX_BITS);
         Self((mapping as u64) << Self::INDEX_BITS | page)
@@ -391,6 +394,11 @@ impl FolioHeader {
     pub(crate) fn freeze_for_removal(&self) -> bool {
         // Not up to date: the device is filling it.
         self.exchange_if(PINS | EXCLUSIVE | LOCKED | FROZEN | WRITEBACK, UPTODATE, FROZEN)
+    }
+
+    /// Freezes a clean folio whose mapping is closed. False also while it is dirty.
+    pub(crate) fn freeze_for_close(&self) -> bool {
+        self.exchange_if(PINS | EXCLUSIVE | LOCKED | FROZEN | DIRTY | WRITEBACK, UPTODATE, FROZEN)
     }
 
     /// Freezes a folio whose read failed. Nobody can hold it: it was never up to date.

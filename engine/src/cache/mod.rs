@@ -15,7 +15,7 @@ pub(crate) mod stripe;
 pub(crate) mod tags;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use folio::{FolioHeader, FolioKey, FrameId};
 use frames::FrameMemory;
@@ -26,19 +26,43 @@ use tags::{Tag, TagNodes, TagTree};
 /// Mappings that can be open at once.
 pub(crate) const MAPPINGS_MAX: usize = 256;
 
-/// Pages of one mapping in one shard that carry a mark.
+/// How many pages of one mapping in one shard are DIRTY (low half) and under WRITEBACK (high half): one word, so
+/// that a page on its way from one to the other is never missed.
 #[derive(Debug, Default)]
-pub(crate) struct MarkedPages {
-    /// Counted up by the thread that dirties, before its pin is released; down by the shard.
-    pub dirty: AtomicU32,
-    /// The shard's. Counted up before `dirty` goes down, so that who reads `dirty` first misses no page.
-    pub writeback: AtomicU32,
-}
+pub(crate) struct MarkedPages(AtomicU64);
 
 impl MarkedPages {
+    const DIRTY: u64 = 1;
+    const WRITEBACK: u64 = 1 << 32;
+
     /// Whether a sync has anything to wait for here.
     pub(crate) fn any(&self) -> bool {
-        self.dirty.load(Ordering::SeqCst) != 0 || self.writeback.load(Ordering::SeqCst) != 0
+        self.0.load(Ordering::SeqCst) != 0
+    }
+
+    /// Pages that are dirty.
+    pub(crate) fn dirty(&self) -> u32 {
+        self.0.load(Ordering::Relaxed) as u32
+    }
+
+    /// One more is dirty; by the thread that dirties, before its pin is released. Returns how many were.
+    fn dirtied(&self) -> u32 {
+        self.0.fetch_add(Self::DIRTY, Ordering::SeqCst) as u32
+    }
+
+    /// `count` dirty ones are clean, or gone.
+    fn cleaned(&self, count: u32) {
+        self.0.fetch_sub(Self::DIRTY * u64::from(count), Ordering::SeqCst);
+    }
+
+    /// `count` dirty ones have gone under writeback.
+    fn writeback_started(&self, count: u32) {
+        self.0.fetch_add((Self::WRITEBACK - Self::DIRTY) * u64::from(count), Ordering::SeqCst);
+    }
+
+    /// `count` have ended writeback; those whose write failed were counted dirty before.
+    fn writeback_ended(&self, count: usize) {
+        self.0.fetch_sub(Self::WRITEBACK * count as u64, Ordering::SeqCst);
     }
 }
 
@@ -71,7 +95,7 @@ impl SharedCache {
     pub(crate) fn mark_dirty(&self, frame: FrameId, shape: &MappingShape) -> u32 {
         let folio = self.folio(frame);
         let local = shape.striping.local(folio.key().page());
-        let before = self.marked[shape.slot as usize].dirty.fetch_add(1, Ordering::SeqCst);
+        let before = self.marked[shape.slot as usize].dirtied();
         self.tags.set_dirty(folio.tag_leaf(), (local % 64) as u32);
         before
     }
@@ -169,18 +193,21 @@ impl ShardCache {
         }
     }
 
-    /// Takes DIRTY, and TOWRITE with it, off pages of one leaf whose folios are locked, under writeback or frozen.
-    pub(crate) fn untag_dirty(&self, shape: &MappingShape, leaf: u32, pages: u64) {
-        self.shared.tags.clear_owned(leaf, pages, Tag::ToWrite);
-        self.shared.tags.clear_dirty(leaf, pages);
-        self.shared.marked[shape.slot as usize].dirty.fetch_sub(pages.count_ones(), Ordering::SeqCst);
+    /// Takes DIRTY, and TOWRITE with it, off the page of a frozen folio.
+    pub(crate) fn untag_dirty(&self, shape: &MappingShape, frame: FrameId) {
+        let folio = self.shared.folio(frame);
+        let page = 1 << (shape.striping.local(folio.key().page()) % 64);
+        self.shared.tags.clear_owned(folio.tag_leaf(), page, Tag::ToWrite);
+        self.shared.tags.clear_dirty(folio.tag_leaf(), page);
+        self.shared.marked[shape.slot as usize].cleaned(1);
     }
 
     /// Moves the tags of pages of one leaf whose folios have gone under writeback in this step.
     pub(crate) fn tag_writeback(&self, shape: &MappingShape, leaf: u32, pages: u64) {
-        self.shared.marked[shape.slot as usize].writeback.fetch_add(pages.count_ones(), Ordering::SeqCst);
         self.shared.tags.set_owned(leaf, pages, Tag::Writeback);
-        self.untag_dirty(shape, leaf, pages);
+        self.shared.tags.clear_owned(leaf, pages, Tag::ToWrite);
+        self.shared.tags.clear_dirty(leaf, pages);
+        self.shared.marked[shape.slot as usize].writeback_started(pages.count_ones());
     }
 
     /// The write of folios of consecutive pages ended; with `redirty` it failed. True when requests are parked on
@@ -215,7 +242,7 @@ impl ShardCache {
             local += chunk.len() as u64;
             rest = later;
         }
-        self.shared.marked[shape.slot as usize].writeback.fetch_sub(frames.len() as u32, Ordering::SeqCst);
+        self.shared.marked[shape.slot as usize].writeback_ended(frames.len());
         parked
     }
 

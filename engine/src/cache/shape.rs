@@ -60,6 +60,21 @@ impl MappingShape {
         ((end - pages.start * PAGE_BYTES as u64) / u64::from(self.namespace.block_bytes())) as u32
     }
 
+    /// How many commands the driver may make of one page: more than one where a boundary of the device runs through
+    /// pages.
+    pub(crate) fn page_commands_max(&self) -> u32 {
+        let page_blocks = (PAGE_BYTES as u32 / self.namespace.block_bytes()).max(1);
+        match self.namespace.optimal_boundary_blocks() {
+            Some(boundary)
+                if !(boundary.is_multiple_of(page_blocks)
+                    && self.first_lba.is_multiple_of(u64::from(page_blocks))) =>
+            {
+                page_blocks.div_ceil(boundary) + 1
+            }
+            _ => 1,
+        }
+    }
+
     /// How many pages from `first` on one command may carry, the limits of the device (MDTS, NOIOB) and the
     /// stripe considered. At least 1.
     pub(crate) fn command_pages_max(&self, first: u64) -> u64 {

@@ -219,6 +219,7 @@ impl TreeId {
 
 /// One node's private half.
 #[derive(Clone, Debug, Default)]
+#[cfg_attr(not(loom), derive(FromZeros))]
 struct NodeLinks {
     /// Mapping, level and index: [`TreeId::node_key`].
     key: u64,
@@ -253,6 +254,10 @@ impl TagTree {
     pub(crate) fn new(nodes_max: usize) -> Self {
         Self {
             nodes: Arc::new(TagNodes::new(nodes_max)),
+            #[cfg(not(loom))]
+            links: <[NodeLinks]>::new_box_zeroed_with_elems(nodes_max + 1)
+                .expect("metadata fits into memory"),
+            #[cfg(loom)]
             links: vec![NodeLinks::default(); nodes_max + 1].into_boxed_slice(),
             buckets: vec![NONE; nodes_max.next_power_of_two()].into_boxed_slice(),
             free: NONE,

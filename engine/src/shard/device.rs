@@ -44,6 +44,11 @@ impl DeviceWatch {
         self.in_flight[usize::from(epoch)] -= 1;
     }
 
+    /// Moves on while no command is with the device: one that is submitted now is as young as it is.
+    pub(crate) fn rest(&mut self, now_ns: u64) {
+        self.tick = now_ns / self.tick_ns;
+    }
+
     /// Moves on to the tick of `now_ns`; true when a command has outlived its limit.
     fn advance(&mut self, now_ns: u64) -> bool {
         let now = now_ns / self.tick_ns;
@@ -67,6 +72,9 @@ impl DeviceWatch {
 impl Shard {
     /// Submits reads whose folios wait for them, as far as the queue has room.
     pub(super) fn submit_reads(&mut self) {
+        if std::mem::take(&mut self.reads_yield) {
+            return;
+        }
         while let Some(run) = self.reads.pop_front() {
             if self.queue.free_commands() == 0 {
                 self.reads.push_front(run);

@@ -5,12 +5,12 @@
 //! new folio can be overtaken by the zeroes.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use foliant_nvme::{CommandError, Deallocation, Fua, Io};
 
 use super::Shard;
 use super::payload::{PayloadKind, ShardPayload};
+use crate::cache::MAPPINGS_MAX;
 use crate::cache::folio::FrameId;
 use crate::cache::shape::MappingShape;
 use crate::cache::tags::Find;
@@ -20,6 +20,18 @@ use crate::stats::bump;
 
 /// Blocks that one Write Zeroes command can name: a 16-bit zero-based count.
 const ZERO_BLOCKS_MAX: u64 = 1 << 16;
+
+/// Folios dropped in a step: the core is given back in between.
+const STEP_FOLIOS: u32 = 1024;
+
+/// How far a step dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dropped {
+    /// Some; there may be more.
+    Some,
+    /// All of the job's range.
+    All,
+}
 
 /// A discard, or the closing of a mapping, in progress.
 #[derive(Debug)]
@@ -34,7 +46,6 @@ pub(crate) struct DiscardJob {
     pages: Range<u64>,
     in_flight: u32,
     error: Option<Error>,
-    dropped: u64,
     since_ns: u64,
 }
 
@@ -62,7 +73,6 @@ impl Shard {
             pages: range,
             in_flight: 0,
             error: None,
-            dropped: 0,
             since_ns: self.now_ns,
         });
     }
@@ -73,8 +83,14 @@ impl Shard {
         }
         let mut progressed = false;
         let mut jobs = std::mem::take(&mut self.discards);
+        // A mapping is closed after its discards have ended: their commands name the device, not the mapping.
+        let mut discarding = [false; MAPPINGS_MAX];
+        jobs.iter()
+            .filter(|job| job.zero_rest.is_some())
+            .for_each(|job| discarding[job.mapping as usize] = true);
         jobs.retain_mut(|job| {
-            let ended = self.step_discard(job);
+            let waits = job.zero_rest.is_none() && discarding[job.mapping as usize];
+            let ended = !waits && self.step_discard(job);
             if ended {
                 progressed = true;
                 self.end_discard(job);
@@ -91,7 +107,16 @@ impl Shard {
             job.error = Some(Error::Closed);
             return true;
         };
-        if let Err(held) = self.drop_folios(&mapping.shape, job) {
+        let held = match self.drop_folios(&mapping.shape, job) {
+            Ok(Dropped::All) => None,
+            Ok(Dropped::Some) => return false,
+            Err(held) => Some(held),
+        };
+        if let Some(held) = held {
+            // What was dirtied after the closer's sync is written, not thrown away.
+            if job.zero_rest.is_none() && self.cache.shared.folio(held).state().dirty() {
+                self.write_range(&mapping.shape, job.drop_rest.clone());
+            }
             if self.now_ns.saturating_sub(job.since_ns) > self.limits.pin_wait_ns {
                 let page = self.cache.shared.folio(held).key().page();
                 let waited = std::time::Duration::from_nanos(self.limits.pin_wait_ns);
@@ -108,14 +133,17 @@ impl Shard {
     }
 
     /// Drops cached folios of the job's range; the one that is held stops it.
-    fn drop_folios(&mut self, shape: &MappingShape, job: &mut DiscardJob) -> Result<(), FrameId> {
+    fn drop_folios(&mut self, shape: &MappingShape, job: &mut DiscardJob) -> Result<Dropped, FrameId> {
+        let mut dropped = 0;
         while let Some(leaf) = self.cache.tree.next(shape.tree, Find::Present, job.drop_rest.clone()) {
             let local = leaf.base + u64::from(leaf.pages.trailing_zeros());
             let page = shape.striping.page(self.cache.shard, local);
             let frame = self.cache.find(shape, page).expect("a present page is indexed");
             let cache = self.cache.shared.clone();
             let folio = cache.folio(frame);
-            if !folio.freeze_for_removal() {
+            let closing = job.zero_rest.is_none();
+            let frozen = if closing { folio.freeze_for_close() } else { folio.freeze_for_removal() };
+            if !frozen {
                 // News? Then its holder may have let go before it was asked to kick: once more.
                 if self.watch_folio(frame) {
                     continue;
@@ -123,20 +151,24 @@ impl Shard {
                 return Err(frame);
             }
             if folio.state().dirty() {
-                self.cache.untag_dirty(shape, folio.tag_leaf(), 1 << (local % 64));
-                job.dropped += 1;
+                self.cache.untag_dirty(shape, frame);
             }
             self.restart_waiters(frame);
             self.cache.release(shape, frame);
             job.drop_rest.start = local + 1;
+            dropped += 1;
+            if dropped == STEP_FOLIOS {
+                return Ok(Dropped::Some);
+            }
         }
         job.drop_rest.start = job.drop_rest.end;
-        Ok(())
+        Ok(Dropped::All)
     }
 
     fn submit_zeroes(&mut self, shape: &MappingShape, job: &mut DiscardJob) {
         let Some(rest) = &mut job.zero_rest else { return };
         let pages_max = (ZERO_BLOCKS_MAX * u64::from(shape.namespace.block_bytes()) / 4096).max(1);
+        self.reads_yield |= !rest.is_empty() && self.queue.free_commands() == 0;
         while !rest.is_empty() && self.queue.free_commands() > 0 {
             let first = shape.striping.page(self.cache.shard, rest.start);
             let stripe_end = shape.striping.run_end(first);
@@ -154,9 +186,7 @@ impl Shard {
                 }
                 Err(rejected) => {
                     if !matches!(rejected.reason, foliant_nvme::SubmitError::Full) {
-                        job.error = Some(Error::Mapping {
-                            reason: format!("the device cannot zero a range: {}", rejected.reason),
-                        });
+                        self.link.fail(&format!("write zeroes was refused: {}", rejected.reason));
                     }
                     return;
                 }
@@ -176,15 +206,29 @@ impl Shard {
         }
     }
 
+    /// Ends what still waits for a mapping that is closed: its slot may be another mapping's in the next step.
+    fn end_requests_of(&mut self, mapping: u16) {
+        for slot in 0..self.tickets.len() {
+            if self.tickets[slot].as_ref().is_some_and(|ticket| ticket.mapping == mapping) {
+                let slot = SlotId(slot as u32);
+                self.deferred.retain(|&deferred| deferred != slot);
+                self.tickets[slot.0 as usize] = None;
+                self.answer(slot, Err(Error::Closed));
+            }
+        }
+        while let Some(at) = self.syncs.iter().position(|job| job.mapping == mapping) {
+            let job = self.syncs.remove(at);
+            self.answer(job.slot, Err(Error::Closed));
+        }
+    }
+
     fn end_discard(&mut self, job: &mut DiscardJob) {
         if job.zero_rest.is_none() && job.error.is_none() {
-            if job.dropped > 0 {
-                tracing::warn!(pages = job.dropped, "closing a mapping threw dirty pages away");
-            }
             self.mappings[job.mapping as usize] = None;
             self.open.retain(|&(slot, _)| slot != job.mapping);
             self.flusher.running = None;
-            debug_assert_eq!(self.cache.shared.marked[job.mapping as usize].dirty.load(Ordering::Relaxed), 0);
+            self.end_requests_of(job.mapping);
+            debug_assert_eq!(self.cache.shared.marked[job.mapping as usize].dirty(), 0);
         }
         let reply = match job.error.take() {
             None => Ok(Grants::none()),

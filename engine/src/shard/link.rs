@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
@@ -16,6 +17,7 @@ use crate::cache::SharedCache;
 use crate::cache::folio::{FrameId, Released};
 use crate::cache::shape::MappingShape;
 use crate::error::{Error, Result};
+use crate::options::EngineOptions;
 use crate::reply::{Grants, Hold, Reply, ReplySlots, SlotId};
 use crate::stats::{HitCounters, ShardCounters};
 
@@ -42,6 +44,8 @@ pub(crate) struct ShardLink {
     pub dirty_background: u32,
     /// Set once, when the shard can no longer serve.
     failed: OnceLock<Arc<str>>,
+    /// How long a request waits for a reply slot.
+    slot_wait: Duration,
     /// Misses and waits that had to go to the shard.
     pub requests: AtomicU64,
 }
@@ -50,11 +54,11 @@ impl ShardLink {
     pub(crate) fn new(
         shard: usize,
         cache: Arc<SharedCache>,
-        requests_max: usize,
+        options: &EngineOptions,
         dirty_background: u32,
     ) -> Result<(Arc<Self>, Receiver<Message>)> {
         // As many messages as reply slots: a request that has a slot finds room.
-        let (inbox, receiver) = bounded(requests_max);
+        let (inbox, receiver) = bounded(options.requests_max);
         let bell = eventfd(0, EventfdFlags::NONBLOCK | EventfdFlags::CLOEXEC).map_err(|error| Error::Os {
             what: "cannot create the eventfd that wakes a shard (raise the limit of open files)",
             source: Arc::new(error.into()),
@@ -62,7 +66,7 @@ impl ShardLink {
         let link = Self {
             shard,
             cache,
-            replies: ReplySlots::new(requests_max),
+            replies: ReplySlots::new(options.requests_max),
             hits: HitCounters::default(),
             counters: ShardCounters::default(),
             inbox,
@@ -74,6 +78,7 @@ impl ShardLink {
             orphans: Mutex::new(Vec::new()),
             dirty_background,
             failed: OnceLock::new(),
+            slot_wait: options.pin_wait,
             requests: AtomicU64::new(0),
         };
         Ok((Arc::new(link), receiver))
@@ -127,7 +132,7 @@ impl ShardLink {
             wake_flusher = before == 0 || before + 1 == self.dirty_background;
         });
         if wake_flusher {
-            self.wake();
+            self.kick();
         }
         self.after_release(released);
     }
@@ -179,7 +184,7 @@ impl ShardLink {
     /// Sends a request and waits for its answer. Dropping the future abandons the request: it is carried out
     /// or not, and what it was granted is given back.
     pub(crate) fn request(&self, request: Request) -> RequestFuture<'_> {
-        RequestFuture { link: self, state: State::Unsent(request) }
+        RequestFuture { link: self, state: State::Unsent(request), refused: None }
     }
 }
 
@@ -188,6 +193,8 @@ impl ShardLink {
 pub(crate) struct RequestFuture<'a> {
     link: &'a ShardLink,
     state: State,
+    /// When there was no reply slot for it first.
+    refused: Option<Instant>,
 }
 
 enum State {
@@ -203,7 +210,13 @@ impl Future for RequestFuture<'_> {
         let link = self.link;
         if let State::Unsent(request) = &self.state {
             let Some(slot) = link.replies.acquire() else {
-                // All slots wait for answers of this shard, which come; try again after other tasks.
+                // Other requests hold all slots: most for answers that come, some perhaps for tasks that nobody polls.
+                let waited = self.refused.get_or_insert_with(Instant::now).elapsed();
+                if waited > link.slot_wait {
+                    self.state = State::Finished;
+                    let requests_max = link.replies.count();
+                    return Poll::Ready(Err(Error::TooManyRequests { requests_max, waited }));
+                }
                 std::thread::yield_now();
                 context.waker().wake_by_ref();
                 return Poll::Pending;

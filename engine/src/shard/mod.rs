@@ -35,7 +35,7 @@ use foliant_nvme::{Completion, QueuePair};
 use crate::cache::folio::FrameId;
 use crate::cache::{MAPPINGS_MAX, ShardCache};
 use crate::error::{Error, Result};
-use crate::reply::{Grants, Reply, SlotId};
+use crate::reply::{GRANTS_MAX, Grants, Reply, SlotId};
 use crate::stats::bump;
 use crate::writeback::flusher::Flusher;
 use crate::writeback::sync::SyncJob;
@@ -122,7 +122,15 @@ pub struct Shard {
     warned_ns: Option<u64>,
     /// When an emulated device's next modelled delay ends.
     device_due_ns: Option<u64>,
+    /// A sync, a flush or a discard found no room in the queue: reads let it go first.
+    reads_yield: bool,
     failed: bool,
+}
+
+impl Drop for Shard {
+    fn drop(&mut self) {
+        self.close();
+    }
 }
 
 impl Shard {
@@ -151,7 +159,7 @@ impl Shard {
             watched: Vec::with_capacity(requests.min(frames)),
             deferred: VecDeque::with_capacity(requests),
             frames_needed: 0,
-            reads: VecDeque::with_capacity(requests * 2),
+            reads: VecDeque::with_capacity(requests * GRANTS_MAX / 2),
             syncs: Vec::with_capacity(requests),
             discards: Vec::new(),
             commits: Vec::new(),
@@ -163,6 +171,7 @@ impl Shard {
             write_error: None,
             warned_ns: None,
             device_due_ns: None,
+            reads_yield: false,
             failed: false,
             limits,
             link,
@@ -174,6 +183,11 @@ impl Shard {
     #[must_use]
     pub fn number(&self) -> usize {
         self.link.shard
+    }
+
+    /// The time of the last step.
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.now_ns
     }
 
     /// Frames of this shard.
@@ -193,9 +207,17 @@ impl Shard {
             return self.poll_failed();
         }
         let mut progressed = self.take_completions();
+        if self.queue.in_flight() == 0 {
+            self.watch.rest(now_ns);
+        }
         progressed |= self.serve_releases();
         progressed |= self.take_requests();
         self.retry_deferred();
+        if now_ns.saturating_sub(self.checked_ns) >= CHECK_NS {
+            self.checked_ns = now_ns;
+            self.check_deadlines();
+            self.check_device();
+        }
         self.submit_reads();
         progressed |= self.step_syncs();
         progressed |= self.step_discards();
@@ -206,11 +228,6 @@ impl Shard {
         if self.queue.ring() {
             bump(&self.link.counters.doorbells, 1);
             progressed = true;
-        }
-        if now_ns.saturating_sub(self.checked_ns) >= CHECK_NS {
-            self.checked_ns = now_ns;
-            self.check_deadlines();
-            self.check_device();
         }
         if self.link.failure().is_some() {
             self.failed = true;
@@ -241,9 +258,13 @@ impl Shard {
     fn receive(&mut self, Message { slot, request }: Message) {
         match request {
             Request::Open(mapping) => {
+                if mapping.closed.load(Ordering::SeqCst) {
+                    return self.answer(slot, Err(Error::Closed));
+                }
                 let number = mapping.shape.slot;
-                self.open.push((number, 0));
-                self.mappings[number as usize] = Some(mapping);
+                if self.mappings[number as usize].replace(mapping).is_none() {
+                    self.open.push((number, 0));
+                }
                 self.answer(slot, Ok(Grants::none()));
             }
             Request::Close { mapping } => self.begin_discard(slot, mapping, None),
@@ -252,7 +273,7 @@ impl Shard {
                 self.begin_pages(slot);
             }
             Request::Sync { mapping, pages } => self.begin_sync(slot, mapping, pages),
-            Request::Commit { namespace } => self.begin_commit(slot, namespace),
+            Request::Commit(mapping) => self.begin_commit(slot, &mapping),
             Request::Discard { mapping, pages } => self.begin_discard(slot, mapping, Some(pages)),
         }
     }
@@ -296,7 +317,8 @@ impl Shard {
     /// A failed shard only answers.
     fn poll_failed(&mut self) -> Step {
         let error = self.link.failure().unwrap_or(Error::Closed);
-        let mut progressed = false;
+        // Nothing else takes it, and a kick that waits keeps the thread from sleeping.
+        let mut progressed = self.link.take_kick();
         for slot in 0..self.in_service.len() {
             if self.in_service[slot] {
                 if let Some(ticket) = self.tickets[slot].take() {

@@ -17,4 +17,6 @@ pub(crate) struct OpenMapping {
     pub durability: Arc<Durability>,
     /// Set when the mapping is closed: handles refuse from then on.
     pub closed: AtomicBool,
+    /// Set when every shard has dropped it: only then its range and, with the last handle, its slot are free.
+    pub dropped: AtomicBool,
 }

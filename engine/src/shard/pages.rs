@@ -89,10 +89,21 @@ impl ParkedList {
     }
 }
 
+/// What came of beginning a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Begun {
+    Yes,
+    /// It has to wait for frames.
+    NoFrames,
+    /// It has to wait for a discard of its range.
+    Discarding,
+}
+
 impl Shard {
     /// Begins a request for pages, or puts it behind those that wait already.
     pub(super) fn begin_pages(&mut self, slot: SlotId) {
-        if !self.deferred.is_empty() || !self.try_begin_pages(slot) {
+        // Frames go to who came first; who waits for a discard holds up nobody.
+        if self.frames_needed > 0 || self.try_begin_pages(slot) != Begun::Yes {
             self.deferred.push_back(slot);
         }
     }
@@ -100,36 +111,38 @@ impl Shard {
     /// Begins the requests that were put off, in their order, as far as frames suffice.
     pub(super) fn retry_deferred(&mut self) {
         self.frames_needed = 0;
-        while let Some(&slot) = self.deferred.front() {
-            if !self.try_begin_pages(slot) {
-                return;
+        let mut at = 0;
+        while let Some(&slot) = self.deferred.get(at) {
+            match self.try_begin_pages(slot) {
+                Begun::Yes => drop(self.deferred.remove(at)),
+                Begun::Discarding => at += 1,
+                Begun::NoFrames => return,
             }
-            self.deferred.pop_front();
         }
     }
 
-    /// False when the request has to wait for frames or for a discard of its range.
-    fn try_begin_pages(&mut self, slot: SlotId) -> bool {
-        let Some(ticket) = &self.tickets[slot.0 as usize] else { return true };
+    fn try_begin_pages(&mut self, slot: SlotId) -> Begun {
+        let Some(ticket) = &self.tickets[slot.0 as usize] else { return Begun::Yes };
         let (number, first, count, want) = (ticket.mapping, ticket.first, ticket.count, ticket.want);
         let mapping = match self.mapping(number) {
             Ok(mapping) => mapping,
             Err(error) => {
                 self.tickets[slot.0 as usize] = None;
                 self.answer(slot, Err(error));
-                return true;
+                return Begun::Yes;
             }
         };
         if self.discards.iter().any(|job| job.overlaps(&mapping.shape, first..first + u64::from(count))) {
-            return false;
+            return Begun::Discarding;
         }
         // All frames at once, or none: a request never holds some while it waits for others.
         if !self.make_room(&mapping, first, count) {
-            return false;
+            return Begun::NoFrames;
         }
+        self.frames_needed = 0;
         self.install_missing(slot, &mapping, first, count, want);
         self.finish_if_complete(slot);
-        true
+        Begun::Yes
     }
 
     fn missing(&self, mapping: &OpenMapping, first: u64, count: u32) -> usize {
@@ -230,7 +243,11 @@ impl Shard {
             }
             self.parked.entries[last as usize].next = entry;
         }
-        self.watch_folio(frame);
+        // The end of a read serves whoever waits for it; holders have to be asked to kick.
+        let state = folio.state();
+        if state.uptodate() || state.exclusive() {
+            self.watch_folio(frame);
+        }
     }
 
     /// From now on every release of this folio kicks the shard. True when it is news: the caller then looks at
@@ -280,7 +297,8 @@ impl Shard {
             let want = self.ticket(slot).want;
             let granted = match want {
                 Want::Fill | Want::Shared => folio.grant_pin(),
-                Want::Exclusive => folio.grant_exclusive(),
+                // A sync that waits for this page comes before the next writer, or it might never come (WB-03).
+                Want::Exclusive => !self.sync_waits_for(frame) && folio.grant_exclusive(),
                 Want::Create => false,
             };
             // A `Fill` waits for I/O only: where a writer has come in between, it goes without this page.
@@ -296,7 +314,9 @@ impl Shard {
             ticket.pending -= 1;
             self.finish_if_complete(slot);
         }
-        self.unwatch_folio(frame);
+        if !self.sync_waits_for(frame) {
+            self.unwatch_folio(frame);
+        }
     }
 
     fn unwatch_folio(&mut self, frame: FrameId) {
@@ -374,8 +394,16 @@ impl Shard {
             }
             let slot = SlotId(slot as u32);
             if let Some(at) = self.deferred.iter().position(|&deferred| deferred == slot) {
+                let (number, page, count) = (ticket.mapping, ticket.first, u64::from(ticket.count));
+                let discarded = self.mapping(number).is_ok_and(|mapping| {
+                    self.discards.iter().any(|job| job.overlaps(&mapping.shape, page..page + count))
+                });
                 self.deferred.remove(at);
                 self.tickets[slot.0 as usize] = None;
+                if discarded {
+                    self.answer(slot, Err(Error::PinnedTooLong { page, waited }));
+                    continue;
+                }
                 let frames = self.cache.shared.headers.len();
                 let cause = self.write_error.clone().map(Box::new);
                 self.answer(slot, Err(Error::CacheFull { waited, frames, cause }));

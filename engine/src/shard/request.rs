@@ -41,7 +41,7 @@ pub(crate) enum Request {
     /// Write everything dirty in a page range, and wait for every write in it (WB-03, WB-29).
     Sync { mapping: u16, pages: Range<u64> },
     /// Flush a namespace's volatile write cache, together with whoever else wants that (WB-21).
-    Commit { namespace: u32 },
+    Commit(Arc<OpenMapping>),
     /// Drop the cached pages of a range and zero it on the device (WB-26).
     Discard { mapping: u16, pages: Range<u64> },
 }

@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use foliant_nvme::{CommandError, Io, Namespace};
 
 use super::Shard;
+use super::open::OpenMapping;
 use super::payload::{PayloadKind, ShardPayload};
+use crate::cache::folio::FrameId;
+use crate::cache::shape::MappingShape;
 use crate::error::Error;
 use crate::reply::{Grants, SlotId};
 use crate::stats::bump;
@@ -80,6 +82,7 @@ impl Shard {
             job.error = Some(Error::Closed);
             return true;
         };
+        job.blocked = None;
         while let Some(pass) = &mut job.pass {
             let before = pass.rest.start;
             let (issued, done) = issuer!(self).step(&mapping.shape, pass, STEP_PAGES);
@@ -90,7 +93,11 @@ impl Shard {
             }
             match issued {
                 Issued::End => job.pass = None,
-                Issued::Budget | Issued::NoRoom => return false,
+                Issued::Budget => return false,
+                Issued::NoRoom => {
+                    self.reads_yield = true;
+                    return false;
+                }
                 Issued::Refused => {
                     self.fail("its queue refuses commands");
                     return false;
@@ -104,7 +111,6 @@ impl Shard {
                 }
             }
         }
-        job.blocked = None;
         job.writes_have_ended(&self.cache, &mapping.shape)
     }
 
@@ -125,6 +131,27 @@ impl Shard {
         }
     }
 
+    /// Writes what is dirty in `range`, as far as it can be had at once and no write has failed just now.
+    pub(super) fn write_range(&mut self, shape: &MappingShape, range: Range<u64>) {
+        if self.flusher.pauses(self.now_ns) {
+            return;
+        }
+        let mut pass = PassState::background(range);
+        let (issued, done) = issuer!(self).step(shape, &mut pass, STEP_PAGES);
+        self.count_writes(done);
+        match issued {
+            Issued::Refused => self.fail("its queue refuses commands"),
+            Issued::NoRoom => self.reads_yield = true,
+            _ => {}
+        }
+    }
+
+    /// Whether a sync waits for this folio's holder.
+    pub(super) fn sync_waits_for(&self, frame: FrameId) -> bool {
+        self.syncs.iter().any(|job| job.blocked == Some(frame))
+            && self.cache.shared.folio(frame).state().dirty()
+    }
+
     fn count_writes(&self, done: Submitted) {
         bump(&self.link.counters.write_commands, done.commands);
         bump(&self.link.counters.pages_written, done.pages);
@@ -132,9 +159,8 @@ impl Shard {
 
     fn pressure(&self) -> Pressure {
         let marked = &self.cache.shared.marked;
-        let dirty = |slot: u16| u64::from(marked[slot as usize].dirty.load(Ordering::Relaxed));
         Pressure {
-            dirty_pages: self.open.iter().map(|&(slot, _)| dirty(slot)).sum(),
+            dirty_pages: self.open.iter().map(|&(slot, _)| u64::from(marked[slot as usize].dirty())).sum(),
             frames_needed: self.frames_needed > 0,
             now_ns: self.now_ns,
         }
@@ -195,9 +221,7 @@ impl Shard {
         }
     }
 
-    pub(super) fn begin_commit(&mut self, slot: SlotId, namespace: u32) {
-        let open = self.mappings.iter().flatten().find(|open| open.shape.namespace.id() == namespace);
-        let Some(open) = open else { return self.answer(slot, Err(Error::Closed)) };
+    pub(super) fn begin_commit(&mut self, slot: SlotId, open: &OpenMapping) {
         if let Err(error) = open.durability.check() {
             return self.answer(slot, Err(error));
         }
@@ -226,6 +250,7 @@ impl Shard {
                 }
                 CommitStep::Flush { epoch } => {
                     if self.queue.free_commands() == 0 {
+                        self.reads_yield = true;
                         continue;
                     }
                     let payload = ShardPayload {

@@ -69,7 +69,11 @@ impl Flusher {
             self.retry_ns = now_ns + (RETRY_NS << self.failed_passes.min(RETRY_DOUBLINGS));
             self.failed_passes += 1;
         }
-        self.running = None;
+    }
+
+    /// Whether background writing pauses now, because a write has failed.
+    pub(crate) fn pauses(&self, now_ns: u64) -> bool {
+        now_ns < self.retry_ns
     }
 
     /// A write succeeded.
@@ -122,7 +126,7 @@ impl Flusher {
             tracing::debug!(reason = ?run.reason, pages = run.pages, "writeback_written");
             if run.finished > 0 && run.pages == 0 {
                 // Everything dirty is held by somebody: another round at once would meet the same.
-                self.retry_ns = now_ns + HELD_NS;
+                self.retry_ns = self.retry_ns.max(now_ns + HELD_NS);
             }
             if run.reason == Reason::Interval {
                 self.armed_ns = Some(now_ns);
@@ -132,7 +136,7 @@ impl Flusher {
 
     /// When the flusher wants to be asked again although nothing happens; `None` while all is clean.
     pub(crate) fn due_ns(&self) -> Option<u64> {
-        self.armed_ns.map(|armed| (armed + self.interval_ns).max(self.retry_ns))
+        self.armed_ns.map(|armed| armed.saturating_add(self.interval_ns).max(self.retry_ns))
     }
 }
 
@@ -185,6 +189,7 @@ mod tests {
         flusher.decide(pressure(10, true, 50 + RETRY_NS));
         assert!(flusher.running.is_some());
         flusher.note_failure(50 + RETRY_NS);
+        flusher.end(50 + RETRY_NS);
         flusher.decide(pressure(10, true, 50 + 2 * RETRY_NS));
         assert_eq!(reason(&flusher), None, "twice as long the second time");
         flusher.decide(pressure(10, true, 50 + 3 * RETRY_NS));

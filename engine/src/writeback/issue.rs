@@ -50,6 +50,8 @@ impl Issuer<'_> {
         state: &mut PassState,
         pages_max: u64,
     ) -> (Issued, Submitted) {
+        // Where a page takes several commands, there must be room for all of them.
+        let reserve = self.reserve + shape.page_commands_max() - 1;
         let mut pass = WritebackPass::new(self.cache, shape, state);
         let mut done = Submitted::default();
         let mut run: Option<FolioRun> = None;
@@ -59,7 +61,7 @@ impl Issuer<'_> {
                 if marked >= pages_max {
                     break Issued::Budget;
                 }
-                if self.queue.free_commands() <= self.reserve {
+                if self.queue.free_commands() <= reserve {
                     break Issued::NoRoom;
                 }
             }
@@ -73,7 +75,7 @@ impl Issuer<'_> {
                             break Issued::Refused;
                         }
                         // The next folio opens a run of its own only if there's a command for it.
-                        if self.queue.free_commands() <= self.reserve || marked >= pages_max {
+                        if self.queue.free_commands() <= reserve || marked >= pages_max {
                             pass.put_back(folio);
                             continue;
                         }

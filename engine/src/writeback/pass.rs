@@ -105,11 +105,12 @@ impl<'a> WritebackPass<'a> {
             let slot = self.batch.pages.trailing_zeros();
             let local = self.batch.base + u64::from(slot);
             self.batch.pages &= self.batch.pages - 1;
+            // Whatever becomes of it, a pass doesn't look at a page twice (WB-01).
+            self.state.rest.start = local + 1;
             let Some(frame) = self.frames[slot as usize] else { continue };
             let page = self.shape.striping.page(self.cache.shard, local);
             match self.cache.shared.folio(frame).lock_for_writeback(self.shape.key(page)) {
                 Ok(()) => {
-                    self.state.rest.start = local + 1;
                     return Next::Folio(LockedFolio { cache: self.cache, frame, page });
                 }
                 Err(LockRefusal::Exclusive | LockRefusal::InFlight) if self.state.mode == SyncMode::All => {
