@@ -160,6 +160,21 @@ impl Bed {
         panic!("the shards never come to rest");
     }
 
+    /// Moves the clock while nobody polls.
+    pub fn pass_time(&mut self, by: Duration) {
+        self.clock.advance(by);
+    }
+
+    /// The shards, for somebody else to poll.
+    pub fn take_shards(&mut self) -> Vec<Shard> {
+        std::mem::take(&mut self.shards)
+    }
+
+    /// Drops the shards, as an application does whose loop has ended.
+    pub fn drop_shards(&mut self) {
+        self.shards.clear();
+    }
+
     /// Settles, moves the clock, and settles again.
     pub fn advance(&mut self, by: Duration) {
         self.settle();
