@@ -368,6 +368,10 @@ fn build_shards(controller: &Controller, options: &EngineOptions, count: usize) 
             let buffer = controller.arena().allocate(frames as usize * PAGE_BYTES);
             let buffer = buffer.map_err(foliant_nvme::DriverError::from)?;
             let cache = ShardCache::new(shard, FrameMemory::new(buffer), local_pages);
+            let cache = cache.map_err(|error| Error::Os {
+                what: "cannot map memory for the cache's tables (choose a smaller cache)",
+                source: Arc::new(error),
+            })?;
             let (link, inbox) = ShardLink::new(shard, cache.shared.clone(), options, background as u32 + 1)?;
             let queue = controller.queue_pair()?;
             let watch = DeviceWatch::new(limits.command_timeout_ns);

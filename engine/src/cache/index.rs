@@ -6,6 +6,7 @@
 //! frame pins it and checks its identity, and who finds none asks the shard, whose own look-up is exact.
 
 use super::folio::{FolioHeader, FolioKey, FrameId, NONE};
+use super::table::Table;
 use crate::primitives::{AtomicU32, Ordering};
 
 /// A walk that meets more headers than this gives up: it has been carried into other chains.
@@ -16,19 +17,22 @@ const NEIGHBOUR_BITS: u32 = 4;
 
 #[derive(Debug)]
 pub(crate) struct FolioIndex {
-    buckets: Box<[AtomicU32]>,
+    buckets: Table<AtomicU32>,
     /// Buckets are a power of two; this many high bits of the hash choose the group of neighbours.
     group_bits: u32,
 }
 
 impl FolioIndex {
     /// A table for `frames` frames: a power of two of buckets, at least as many as frames.
-    pub(crate) fn new(frames: usize) -> Self {
+    ///
+    /// # Errors
+    /// The system's, when the memory can't be had.
+    pub(crate) fn new(frames: usize) -> std::io::Result<Self> {
         let buckets = frames.next_power_of_two().max(1 << NEIGHBOUR_BITS);
-        Self {
-            buckets: (0..buckets).map(|_| AtomicU32::new(NONE)).collect(),
+        Ok(Self {
+            buckets: Table::new(buckets, || AtomicU32::new(NONE))?,
             group_bits: buckets.trailing_zeros() - NEIGHBOUR_BITS,
-        }
+        })
     }
 
     /// Bytes that the table occupies.
@@ -111,7 +115,7 @@ mod tests {
         #[test]
         fn the_index_agrees_with_a_hash_map(steps in prop::collection::vec((0u16..3, 0u64..64, any::<bool>()), 1..400)) {
             let headers = headers(32);
-            let index = FolioIndex::new(32);
+            let index = FolioIndex::new(32).unwrap();
             let mut free: Vec<u32> = (0..32).collect();
             let mut model: HashMap<u64, FrameId> = HashMap::new();
             for (mapping, page, add) in steps {
@@ -140,7 +144,7 @@ mod tests {
     #[test]
     fn a_walk_through_a_chain_that_became_a_loop_ends() {
         let headers = headers(2);
-        let index = FolioIndex::new(16);
+        let index = FolioIndex::new(16).unwrap();
         let key = FolioKey::new(0, 0);
         headers[0].assign(key, 0);
         index.insert(&headers, FrameId(0));

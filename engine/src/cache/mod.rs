@@ -12,6 +12,7 @@ pub(crate) mod frames;
 pub(crate) mod index;
 pub(crate) mod shape;
 pub(crate) mod stripe;
+pub(crate) mod table;
 pub(crate) mod tags;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use folio::{FolioHeader, FolioKey, FrameId};
 use frames::FrameMemory;
 use index::FolioIndex;
 use shape::MappingShape;
+use table::Table;
 use tags::{Tag, TagNodes, TagTree};
 
 /// Mappings that can be open at once.
@@ -70,7 +72,7 @@ impl MarkedPages {
 #[derive(Debug)]
 pub(crate) struct SharedCache {
     pub frames: FrameMemory,
-    pub headers: Box<[FolioHeader]>,
+    pub headers: Table<FolioHeader>,
     pub index: FolioIndex,
     pub tags: Arc<TagNodes>,
     /// By mapping slot.
@@ -117,18 +119,22 @@ pub(crate) struct ShardCache {
 
 impl ShardCache {
     /// A cache on `frames`, for at most `local_pages` pages of the device that this shard may ever hold.
-    pub(crate) fn new(shard: usize, frames: FrameMemory, local_pages: u64) -> Self {
+    ///
+    /// # Errors
+    /// The system's, when memory can't be had.
+    pub(crate) fn new(shard: usize, frames: FrameMemory, local_pages: u64) -> std::io::Result<Self> {
         let count = frames.count();
         let nodes = TagTree::nodes_max(u64::from(count), local_pages, MAPPINGS_MAX as u64);
         let tree = TagTree::new(nodes);
         let shared = SharedCache {
-            headers: (0..count).map(|_| FolioHeader::new()).collect(),
-            index: FolioIndex::new(count as usize),
+            headers: Table::new(count as usize, FolioHeader::new)?,
+            index: FolioIndex::new(count as usize)?,
             tags: tree.nodes().clone(),
             marked: (0..MAPPINGS_MAX).map(|_| MarkedPages::default()).collect(),
             frames,
         };
-        Self { shared: Arc::new(shared), tree, shard, free: (0..count).rev().collect(), hand: 0, evicted: 0 }
+        let free = (0..count).rev().collect();
+        Ok(Self { shared: Arc::new(shared), tree, shard, free, hand: 0, evicted: 0 })
     }
 
     /// Bytes beside the frames that don't depend on what is cached; tag nodes in use come on top.
