@@ -63,6 +63,14 @@ impl FolioIndex {
         None
     }
 
+    /// Loads the header that a look-up of `key` meets first, without looking at what it holds. Many of these overlap;
+    /// look-ups one after the other wait for each header, since what they do next depends on it.
+    #[inline]
+    pub(crate) fn touch(&self, headers: &[FolioHeader], key: FolioKey) -> u64 {
+        let first = self.bucket(key).load(Ordering::Relaxed);
+        headers.get(first as usize).map_or(0, |folio| folio.key().0)
+    }
+
     /// The frame that holds `key`. The shard only: nothing changes beside it, so the answer is exact.
     pub(crate) fn find_exact(&self, headers: &[FolioHeader], key: FolioKey) -> Option<FrameId> {
         let mut at = self.bucket(key).load(Ordering::Relaxed);

@@ -21,7 +21,7 @@ use crate::writeback::pass::{PassState, SyncMode};
 use crate::writeback::sync::SyncJob;
 
 /// Pages that one pass writes before it gives the core back (WB-07).
-const STEP_PAGES: u64 = 1024;
+const STEP_PAGES: u64 = 256;
 
 /// The parts of a shard that a pass works with: borrowed one by one, so that the pass's own state can stay borrowed.
 macro_rules! issuer {

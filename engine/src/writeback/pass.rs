@@ -128,11 +128,20 @@ impl<'a> WritebackPass<'a> {
     fn take_batch(&mut self, batch: LeafPages) {
         self.batch = batch;
         let first = self.shape.striping.page(self.cache.shard, batch.base);
+        let key = |slot: u32| self.shape.key(first + u64::from(slot));
+        let (index, headers) = (&self.cache.shared.index, &self.cache.shared.headers);
+        let mut touched = 0;
+        let mut pages = batch.pages;
+        while pages != 0 {
+            touched |= index.touch(headers, key(pages.trailing_zeros()));
+            pages &= pages - 1;
+        }
+        std::hint::black_box(touched);
         let mut pages = batch.pages;
         while pages != 0 {
             let slot = pages.trailing_zeros();
             // A leaf lies within a stripe, so its pages are consecutive in the file, too.
-            self.frames[slot as usize] = self.cache.find(self.shape, first + u64::from(slot));
+            self.frames[slot as usize] = index.find_exact(headers, key(slot));
             pages &= pages - 1;
         }
     }
