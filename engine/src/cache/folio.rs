@@ -8,27 +8,31 @@
 //! ```text
 //!  63            32 31      24 23 22 21 20 19 18 17 16 15             0
 //! ┌────────────────┬──────────┬──┬──┬──┬──┬──┬──┬──┬──┬────────────────┐
-//! │ version        │ reserved │RE│WA│WB│DI│UP│FR│LO│EX│ shared pins    │
+//! │ version        │ reserved │RE│WA│WB│DI│UP│FR│  │EX│ shared pins    │
 //! └────────────────┴──────────┴──┴──┴──┴──┴──┴──┴──┴──┴────────────────┘
 //! ```
 //!
 //! | flag | set by | meaning |
 //! |---|---|---|
 //! | EXclusive | any thread, or the shard for it | one holder may change the bytes |
-//! | LOcked | shard | a pass decides about this folio; lasts within one shard step only |
 //! | FRozen | shard | free, or on its way out; every pin attempt fails |
 //! | UPtodate | shard; the holder of EX | the frame holds the page's bytes |
 //! | DIrty | the holder of EX; shard on a failed write | the device lacks bytes that the frame has |
-//! | WriteBack | shard | the device reads the frame |
+//! | WriteBack | shard | a pass has locked the folio, or the device reads the frame |
 //! | WAiters | shard | a request is parked on this folio: who releases it kicks the shard |
 //! | REferenced | any thread | used since the eviction hand last passed |
 //!
 //! Invariants, each kept by the method that could break it:
-//! 1. EX excludes LO, WB, FR and held pins. (Shared pins do not exclude WB: readers never hold up the device.)
-//! 2. FR excludes held pins, EX, LO, DI and WB.
+//! 1. EX excludes WB, FR and held pins. (Shared pins do not exclude WB: readers never hold up the device.)
+//! 2. FR excludes held pins, EX, DI and WB.
 //! 3. The word is changed by read-modify-write only, never stored: a pin attempt that fails leaves a `+1`
 //!    for a moment, which must survive whatever the shard does meanwhile.
-//! 4. DI and its tag bit change together under EX or LO: nobody else sees them apart.
+//! 4. DI and its tag bit change together under EX, or under WB within one step of the shard: nobody else sees them
+//!    apart.
+//!
+//! There is no lock flag of its own. A pass locks a folio by turning DI into WB in one exchange: that keeps writers out,
+//! lets readers in, and is the state that the folio is in when its command is submitted. A folio that the pass gives
+//! back instead turns WB into DI again.
 
 use crate::primitives::{AtomicU32, AtomicU64, Ordering};
 
@@ -69,7 +73,6 @@ const PINS: u64 = 0xFFFF;
 /// Past this many shared pins a further one is refused: room is left for the attempts that are undone.
 const PINS_MAX: u64 = 0x8000;
 const EXCLUSIVE: u64 = 1 << 16;
-const LOCKED: u64 = 1 << 17;
 const FROZEN: u64 = 1 << 18;
 const UPTODATE: u64 = 1 << 19;
 const DIRTY: u64 = 1 << 20;
@@ -115,7 +118,6 @@ impl std::fmt::Debug for FolioState {
         write!(f, "pins={} version={}", self.pins(), self.0 >> 32)?;
         for (flag, name) in [
             (EXCLUSIVE, "exclusive"),
-            (LOCKED, "locked"),
             (FROZEN, "frozen"),
             (UPTODATE, "uptodate"),
             (DIRTY, "dirty"),
@@ -224,7 +226,7 @@ impl FolioHeader {
     /// parked already: they came first.
     #[inline]
     pub(crate) fn try_exclusive(&self, key: FolioKey) -> Result<(), Released> {
-        const BLOCKERS: u64 = PINS | EXCLUSIVE | LOCKED | FROZEN | WRITEBACK | WAITERS;
+        const BLOCKERS: u64 = PINS | EXCLUSIVE | FROZEN | WRITEBACK | WAITERS;
         let mut seen = self.state.load(Ordering::Relaxed);
         loop {
             if seen & BLOCKERS != 0 || seen & UPTODATE == 0 || self.key() != key {
@@ -257,7 +259,7 @@ impl FolioHeader {
     /// tag (invariant 4).
     #[inline]
     pub(crate) fn release_exclusive_dirty(&self, on_clean_to_dirty: impl FnOnce()) -> Released {
-        // Only the holder of EX (and the shard under LO or WB, both excluded by EX) changes these flags, so
+        // Only the holder of EX (and the shard under WB, which EX excludes) changes these flags, so
         // they cannot move between this load and the addition below.
         let held = self.state.load(Ordering::Relaxed);
         debug_assert!(held & EXCLUSIVE != 0);
@@ -313,7 +315,7 @@ impl FolioHeader {
 
     /// Grants exclusive possession on behalf of a parked request. False where it can't be granted now.
     pub(crate) fn grant_exclusive(&self) -> bool {
-        self.exchange_if(PINS | EXCLUSIVE | LOCKED | FROZEN | WRITEBACK, UPTODATE, EXCLUSIVE | REFERENCED)
+        self.exchange_if(PINS | EXCLUSIVE | FROZEN | WRITEBACK, UPTODATE, EXCLUSIVE | REFERENCED)
     }
 
     /// Announces that requests are parked here: every release from now on kicks the shard. The caller looks
@@ -327,7 +329,7 @@ impl FolioHeader {
         self.state.fetch_and(!WAITERS, Ordering::AcqRel);
     }
 
-    /// Locks a dirty folio for writeback.
+    /// Locks a dirty folio for writeback: DIRTY becomes WRITEBACK. The caller moves the tags within the same step.
     pub(crate) fn lock_for_writeback(&self, key: FolioKey) -> Result<(), LockRefusal> {
         let mut seen = self.state.load(Ordering::Relaxed);
         loop {
@@ -344,23 +346,18 @@ impl FolioHeader {
                 return Err(LockRefusal::NothingToWrite);
             }
             // Acquire: the device must see what the last exclusive holder wrote.
-            match self.state.compare_exchange_weak(seen, seen | LOCKED, Ordering::Acquire, Ordering::Relaxed)
-            {
+            let locked = (seen & !DIRTY) | WRITEBACK;
+            match self.state.compare_exchange_weak(seen, locked, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return Ok(()),
                 Err(now) => seen = now,
             }
         }
     }
 
-    /// Unlocks without having begun to write; the folio stays dirty.
-    pub(crate) fn unlock(&self) -> bool {
-        self.state.fetch_and(!LOCKED, Ordering::Release) & WAITERS != 0
-    }
-
-    /// LOCKED and DIRTY become WRITEBACK; the tags were moved by the caller before.
-    pub(crate) fn start_writeback(&self) {
-        let before = self.state.fetch_add(WRITEBACK.wrapping_sub(LOCKED | DIRTY), Ordering::Release);
-        debug_assert!(before & (LOCKED | DIRTY | WRITEBACK | EXCLUSIVE) == LOCKED | DIRTY);
+    /// Gives a locked folio back unwritten: WRITEBACK becomes DIRTY again. Its tags haven't moved.
+    pub(crate) fn unlock_dirty(&self) {
+        let before = self.state.fetch_add(DIRTY.wrapping_sub(WRITEBACK), Ordering::Release);
+        debug_assert!(before & (WRITEBACK | DIRTY | EXCLUSIVE) == WRITEBACK);
     }
 
     /// The write succeeded. DIRTY is not touched. True when requests are parked here.
@@ -386,19 +383,19 @@ impl FolioHeader {
         }
         // One exchange looks at pins and DIRTY and freezes: nothing can slip in between (`__remove_mapping`).
         // Acquire: who had it has done with it (their releases) before the frame is reused.
-        self.exchange_if(PINS | EXCLUSIVE | LOCKED | FROZEN | DIRTY | WRITEBACK | WAITERS, UPTODATE, FROZEN)
+        self.exchange_if(PINS | EXCLUSIVE | FROZEN | DIRTY | WRITEBACK | WAITERS, UPTODATE, FROZEN)
     }
 
     /// Freezes a folio that is thrown away with its dirty bytes (discard, close). The caller clears the tags.
     /// False while somebody holds it or the device does.
     pub(crate) fn freeze_for_removal(&self) -> bool {
         // Not up to date: the device is filling it.
-        self.exchange_if(PINS | EXCLUSIVE | LOCKED | FROZEN | WRITEBACK, UPTODATE, FROZEN)
+        self.exchange_if(PINS | EXCLUSIVE | FROZEN | WRITEBACK, UPTODATE, FROZEN)
     }
 
     /// Freezes a clean folio whose mapping is closed. False also while it is dirty.
     pub(crate) fn freeze_for_close(&self) -> bool {
-        self.exchange_if(PINS | EXCLUSIVE | LOCKED | FROZEN | DIRTY | WRITEBACK, UPTODATE, FROZEN)
+        self.exchange_if(PINS | EXCLUSIVE | FROZEN | DIRTY | WRITEBACK, UPTODATE, FROZEN)
     }
 
     /// Freezes a folio whose read failed. Nobody can hold it: it was never up to date.
@@ -512,7 +509,6 @@ mod tests {
         let folio = dirty();
         folio.lock_for_writeback(KEY).unwrap();
         assert!(folio.try_exclusive(KEY).is_err());
-        folio.start_writeback();
         assert!(folio.try_pin(KEY).is_ok());
         let _ = folio.unpin();
         assert!(folio.try_exclusive(KEY).is_err());
@@ -533,7 +529,6 @@ mod tests {
         assert_eq!(folio.lock_for_writeback(KEY), Err(LockRefusal::Exclusive));
         let _ = folio.release_exclusive_dirty(|| {});
         folio.lock_for_writeback(KEY).unwrap();
-        folio.start_writeback();
         assert_eq!(folio.lock_for_writeback(KEY), Err(LockRefusal::InFlight));
     }
 
@@ -541,7 +536,6 @@ mod tests {
     fn wb11_a_failed_write_leaves_the_folio_dirty() {
         let folio = dirty();
         folio.lock_for_writeback(KEY).unwrap();
-        folio.start_writeback();
         assert!(!folio.state().dirty());
         folio.end_writeback_redirty();
         assert!(folio.state().dirty() && !folio.state().writeback());
@@ -675,7 +669,6 @@ mod loom_models {
             };
             let mut on_device = None;
             if frame.folio.lock_for_writeback(OLD).is_ok() {
-                frame.folio.start_writeback();
                 frame.bytes.with(|bytes| {
                     // SAFETY: under writeback nobody changes the bytes; loom checks it.
                     #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]

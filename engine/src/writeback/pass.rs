@@ -156,7 +156,6 @@ impl<'a> WritebackPass<'a> {
             self.started.leaf = folio.tag_leaf();
         }
         self.started.pages |= 1 << (self.shape.striping.local(page) % 64);
-        folio.start_writeback();
         (page, frame)
     }
 
@@ -194,6 +193,6 @@ impl Drop for WritebackPass<'_> {
 impl Drop for LockedFolio<'_> {
     fn drop(&mut self) {
         // Nobody parks between lock and unlock: both happen within one step of the shard.
-        self.cache.shared.folio(self.frame).unlock();
+        self.cache.shared.folio(self.frame).unlock_dirty();
     }
 }
