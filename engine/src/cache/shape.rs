@@ -17,6 +17,8 @@ pub(crate) struct MappingShape {
     pub first_lba: u64,
     /// Length in bytes, a multiple of the block size.
     pub len_bytes: u64,
+    /// Number of pages; the last may exist in part only.
+    pages: u64,
     pub striping: Striping,
     pub tree: TreeId,
 }
@@ -32,11 +34,11 @@ impl MappingShape {
         let striping = Striping::new(shards, slot);
         let pages = len_bytes.div_ceil(PAGE_BYTES as u64);
         let tree = TreeId::new(slot, striping.local_pages_max(pages));
-        Self { slot, namespace, first_lba, len_bytes, striping, tree }
+        Self { slot, namespace, first_lba, len_bytes, pages, striping, tree }
     }
 
     pub(crate) fn pages(&self) -> u64 {
-        self.len_bytes.div_ceil(PAGE_BYTES as u64)
+        self.pages
     }
 
     #[inline]
@@ -45,8 +47,13 @@ impl MappingShape {
     }
 
     /// Bytes of `page` that exist: a whole page but for the last.
+    #[inline]
     pub(crate) fn page_bytes(&self, page: u64) -> u32 {
-        (self.len_bytes - page * PAGE_BYTES as u64).min(PAGE_BYTES as u64) as u32
+        if page + 1 < self.pages {
+            PAGE_BYTES as u32
+        } else {
+            (self.len_bytes - page * PAGE_BYTES as u64) as u32
+        }
     }
 
     /// The first block of `page` on the device.

@@ -21,6 +21,8 @@ pub(crate) struct FolioRun {
     pub mapping: u16,
     pub first_page: u64,
     frames: Vec<FrameId>,
+    /// Pages that one command can carry from the first on.
+    pages_max: u64,
     /// Bytes of the last page that exist on the device; all before it are whole.
     tail_bytes: u32,
 }
@@ -28,9 +30,7 @@ pub(crate) struct FolioRun {
 impl FolioRun {
     /// Whether `page` follows directly and one command can still carry it.
     pub(crate) fn takes(&self, shape: &MappingShape, page: u64) -> bool {
-        self.mapping == shape.slot
-            && page == self.range().end
-            && (self.frames.len() as u64) < shape.command_pages_max(self.first_page)
+        self.mapping == shape.slot && page == self.range().end && (self.frames.len() as u64) < self.pages_max
     }
 
     /// Appends the folio of the page that follows.
@@ -68,8 +68,14 @@ impl RunPool {
     pub(crate) fn start(&mut self, shape: &MappingShape, page: u64, frame: FrameId) -> FolioRun {
         let mut frames = self.lists.pop().unwrap_or_default();
         frames.push(frame);
-        let tail_bytes = shape.page_bytes(page);
-        FolioRun { cache: self.cache.clone(), mapping: shape.slot, first_page: page, frames, tail_bytes }
+        FolioRun {
+            cache: self.cache.clone(),
+            mapping: shape.slot,
+            first_page: page,
+            frames,
+            pages_max: shape.command_pages_max(page),
+            tail_bytes: shape.page_bytes(page),
+        }
     }
 
     /// A run has ended.

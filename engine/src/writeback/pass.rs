@@ -69,6 +69,8 @@ pub(crate) struct WritebackPass<'a> {
     state: &'a mut PassState,
     /// Tagged pages of the leaf that was looked up last: folios are found by tag 64 at a time (WB-07).
     batch: LeafPages,
+    /// The file page of that leaf's first; a leaf lies within a stripe, so its pages are consecutive in the file, too.
+    first_page: u64,
     /// By slot in that leaf: the frames of the pages in `batch`.
     frames: [Option<FrameId>; 64],
     /// Pages of one leaf that went under writeback and whose tags haven't moved yet.
@@ -86,7 +88,7 @@ struct Started {
 impl<'a> WritebackPass<'a> {
     pub(crate) fn new(cache: &'a ShardCache, shape: &'a MappingShape, state: &'a mut PassState) -> Self {
         let batch = LeafPages { base: 0, pages: 0 };
-        Self { cache, shape, state, batch, frames: [None; 64], started: Started::default() }
+        Self { cache, shape, state, batch, first_page: 0, frames: [None; 64], started: Started::default() }
     }
 
     /// The next folio to write (`folio_prepare_writeback`, WB-06).
@@ -108,10 +110,10 @@ impl<'a> WritebackPass<'a> {
             // Whatever becomes of it, a pass doesn't look at a page twice (WB-01).
             self.state.rest.start = local + 1;
             let Some(frame) = self.frames[slot as usize] else { continue };
-            let page = self.shape.striping.page(self.cache.shard, local);
+            let page = self.first_page + u64::from(slot);
             match self.cache.shared.folio(frame).lock_for_writeback(self.shape.key(page)) {
                 Ok(()) => {
-                    return Next::Folio(LockedFolio { cache: self.cache, frame, page });
+                    return Next::Folio(LockedFolio { cache: self.cache, frame, page, slot });
                 }
                 Err(LockRefusal::Exclusive | LockRefusal::InFlight) if self.state.mode == SyncMode::All => {
                     self.state.rest.start = local;
@@ -128,6 +130,7 @@ impl<'a> WritebackPass<'a> {
     fn take_batch(&mut self, batch: LeafPages) {
         self.batch = batch;
         let first = self.shape.striping.page(self.cache.shard, batch.base);
+        self.first_page = first;
         let key = |slot: u32| self.shape.key(first + u64::from(slot));
         let (index, headers) = (&self.cache.shared.index, &self.cache.shared.headers);
         let mut touched = 0;
@@ -140,7 +143,6 @@ impl<'a> WritebackPass<'a> {
         let mut pages = batch.pages;
         while pages != 0 {
             let slot = pages.trailing_zeros();
-            // A leaf lies within a stripe, so its pages are consecutive in the file, too.
             self.frames[slot as usize] = index.find_exact(headers, key(slot));
             pages &= pages - 1;
         }
@@ -148,14 +150,14 @@ impl<'a> WritebackPass<'a> {
 
     /// A folio that was handed out goes under writeback; its frame is the device's when the command is submitted.
     pub(crate) fn start_writeback(&mut self, locked: LockedFolio<'a>) -> (u64, FrameId) {
-        let (page, frame) = (locked.page, locked.frame);
+        let (page, frame, slot) = (locked.page, locked.frame, locked.slot);
         std::mem::forget(locked);
         let folio = self.cache.shared.folio(frame);
         if folio.tag_leaf() != self.started.leaf {
             self.move_tags();
             self.started.leaf = folio.tag_leaf();
         }
-        self.started.pages |= 1 << (self.shape.striping.local(page) % 64);
+        self.started.pages |= 1 << slot;
         (page, frame)
     }
 
@@ -182,6 +184,8 @@ pub(crate) struct LockedFolio<'a> {
     cache: &'a ShardCache,
     pub frame: FrameId,
     pub page: u64,
+    /// The page's place in its leaf.
+    slot: u32,
 }
 
 impl Drop for WritebackPass<'_> {
