@@ -77,6 +77,22 @@ fn wb03_a_sync_has_its_turn_before_the_next_writer_of_the_same_page() {
 }
 
 #[test]
+fn who_waits_behind_another_for_a_page_that_is_read_in_is_woken_by_its_release() {
+    let mut bed = Bed::new(ram(), options(64));
+    let mapping = bed.mapping();
+    let mut writer = Box::pin(mapping.pin_mut_async(7));
+    let mut reader = Box::pin(mapping.pin_async(7));
+    assert!(once(writer.as_mut()).is_pending() && once(reader.as_mut()).is_pending());
+    bed.settle();
+    let Poll::Ready(pin) = once(writer.as_mut()) else { panic!("the writer came first") };
+    bed.settle();
+    assert!(once(reader.as_mut()).is_pending());
+    drop(pin);
+    bed.settle();
+    assert!(once(reader.as_mut()).is_ready());
+}
+
+#[test]
 fn wb05_a_bad_block_of_one_mapping_does_not_keep_the_flusher_from_others() {
     let mut bed = Bed::new(ram(), options(256));
     let bad = bed.open(&range(0, MIB));

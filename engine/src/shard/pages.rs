@@ -303,6 +303,11 @@ impl Shard {
             };
             // A `Fill` waits for I/O only: where a writer has come in between, it goes without this page.
             if !granted && (want != Want::Fill || !folio.state().uptodate()) {
+                // Whoever has it must kick; one that was parked while the folio was read in isn't announced yet. News?
+                // Then the holder may have let go before it was asked: once more.
+                if self.watch_folio(frame) {
+                    continue;
+                }
                 return;
             }
             folio.waiter_first.store(next, Ordering::Relaxed);
