@@ -6,7 +6,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::identify::Cns;
 use crate::sgl::{SglDescriptor, SglIdentifier};
 
-/// A submission queue entry, 64 bytes (Base section 4.1).
+/// A submission queue entry, 64 bytes (Base section 4.1.1, figure 92).
 ///
 /// ```text
 /// byte  0      4      8      12     16     24     32     40
@@ -72,7 +72,7 @@ impl Command {
         cdw15: 0,
     };
 
-    /// The starting LBA of a Read, Write or Write Zeroes: CDW11 and CDW10 (NVM section 3.3.4).
+    /// The starting LBA of a Read, Write or Write Zeroes: CDW11 and CDW10 (NVM figures 52, 69 and 81).
     #[must_use]
     #[inline]
     pub const fn slba(&self) -> u64 {
@@ -100,7 +100,7 @@ impl Command {
     }
 }
 
-/// Command Dword 0 (Base section 4.1).
+/// Command Dword 0 (Base section 4.1.1, figure 91).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Cdw0 {
@@ -132,7 +132,7 @@ impl Cdw0 {
     }
 }
 
-/// CDW0.PSDT: how the data pointer is to be read (Base section 4.1).
+/// CDW0.PSDT: how the data pointer is to be read (Base section 4.1.1, figure 91).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Psdt {
@@ -161,7 +161,7 @@ impl Psdt {
     }
 }
 
-/// CDW12 of Read and Write (NVM sections 3.3.4 and 3.3.6).
+/// CDW12 of Read (NVM section 3.3.4, figure 53) and of Write (NVM section 3.3.6, figure 70).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct ReadWriteCdw12 {
@@ -191,7 +191,7 @@ pub struct ReadWriteCdw12 {
     pub lr: bool,
 }
 
-/// CDW12 of Write Zeroes (NVM section 3.3.8).
+/// CDW12 of Write Zeroes (NVM section 3.3.8, figure 82).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct WriteZeroesCdw12 {
@@ -221,7 +221,7 @@ pub struct WriteZeroesCdw12 {
     pub lr: bool,
 }
 
-/// CDW10 of Dataset Management (NVM section 3.3.3).
+/// CDW10 of Dataset Management (NVM section 3.3.3, figure 44).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct DatasetManagementCdw10 {
@@ -231,7 +231,7 @@ pub struct DatasetManagementCdw10 {
     __: u32,
 }
 
-/// CDW11 of Dataset Management (NVM section 3.3.3).
+/// CDW11 of Dataset Management (NVM section 3.3.3, figure 45).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct DatasetManagementCdw11 {
@@ -245,7 +245,7 @@ pub struct DatasetManagementCdw11 {
     __: u32,
 }
 
-/// One range of a Dataset Management command, 16 bytes (NVM section 3.3.3).
+/// One range of a Dataset Management command, 16 bytes (NVM section 3.3.3, figure 46).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct DatasetManagementRange {
@@ -259,10 +259,11 @@ pub struct DatasetManagementRange {
 
 const _: () = assert!(size_of::<DatasetManagementRange>() == 16);
 
-/// The most ranges one Dataset Management command carries (NVM section 3.3.3).
+/// The most ranges one Dataset Management command carries (NVM section 3.3.3, figure 46).
 pub const DATASET_MANAGEMENT_RANGES_MAX: usize = 256;
 
-/// CDW10 of Create I/O Submission Queue and Create I/O Completion Queue (Base sections 5.2.1 and 5.2.2).
+/// CDW10 of Create I/O Completion Queue (Base section 5.2.1, figure 474) and of Create I/O Submission Queue (Base
+/// section 5.2.2, figure 478).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct CreateQueueCdw10 {
@@ -272,7 +273,7 @@ pub struct CreateQueueCdw10 {
     pub qsize_z: u16,
 }
 
-/// CDW11 of Create I/O Completion Queue (Base section 5.2.1).
+/// CDW11 of Create I/O Completion Queue (Base section 5.2.1, figure 475).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct CreateCompletionQueueCdw11 {
@@ -286,7 +287,7 @@ pub struct CreateCompletionQueueCdw11 {
     pub iv: u16,
 }
 
-/// CDW11 of Create I/O Submission Queue (Base section 5.2.2).
+/// CDW11 of Create I/O Submission Queue (Base section 5.2.2, figure 479).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct CreateSubmissionQueueCdw11 {
@@ -311,7 +312,7 @@ pub struct DeleteQueueCdw10 {
     __: u16,
 }
 
-/// CDW10 of Abort (Base section 5.1.1).
+/// CDW10 of Abort (Base section 5.1.1, figure 143).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct AbortCdw10 {
@@ -321,7 +322,7 @@ pub struct AbortCdw10 {
     pub cid: u16,
 }
 
-/// CDW10 of Identify (Base section 5.1.13).
+/// CDW10 of Identify (Base section 5.1.13, figure 307).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct IdentifyCdw10 {
@@ -334,7 +335,7 @@ pub struct IdentifyCdw10 {
     pub cntid: u16,
 }
 
-/// CDW11 of Identify (Base section 5.1.13).
+/// CDW11 of Identify (Base section 5.1.13, figure 308).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct IdentifyCdw11 {
@@ -346,7 +347,7 @@ pub struct IdentifyCdw11 {
     pub csi: u8,
 }
 
-/// CDW10 of Get Log Page (Base section 5.1.12).
+/// CDW10 of Get Log Page (Base section 5.1.12, figure 197).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct GetLogPageCdw10 {
@@ -361,7 +362,7 @@ pub struct GetLogPageCdw10 {
     pub numdl_z: u16,
 }
 
-/// CDW11 of Get Log Page (Base section 5.1.12).
+/// CDW11 of Get Log Page (Base section 5.1.12, figure 198).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct GetLogPageCdw11 {

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::status::Status;
 
-/// A completion queue entry, 16 bytes (Base section 4.2).
+/// A completion queue entry, 16 bytes (Base section 4.2.1, figure 96).
 ///
 /// ```text
 /// byte  0     4     8      10     12    14
@@ -43,7 +43,7 @@ impl Completion {
     pub const DW3_OFFSET: usize = 12;
 }
 
-/// Dword 2 of a completion queue entry (Base section 4.2).
+/// Dword 2 of a completion queue entry (Base section 4.2.1, figure 97).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct CompletionDw2 {
@@ -55,7 +55,7 @@ pub struct CompletionDw2 {
     pub sqid: u16,
 }
 
-/// Dword 3 of a completion queue entry (Base section 4.2).
+/// Dword 3 of a completion queue entry (Base section 4.2.1, figure 98).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct CompletionDw3 {

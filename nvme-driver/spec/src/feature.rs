@@ -3,7 +3,8 @@
 use bitfield_struct::bitfield;
 
 open_enum! {
-    /// Feature Identifier (Base section 5.1.25.1).
+    /// Feature Identifier (Base section 5.1.25, figure 385; Error Recovery and Write Atomicity Normal: NVM section
+    /// 4.1.3).
     pub struct FeatureId(u8) {
         /// Arbitration.
         ARBITRATION = 0x01, "Arbitration";
@@ -30,7 +31,7 @@ open_enum! {
     }
 }
 
-/// CDW10 of Get Features (Base section 5.1.11).
+/// CDW10 of Get Features (Base section 5.1.11, figure 192).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct GetFeaturesCdw10 {
@@ -43,7 +44,7 @@ pub struct GetFeaturesCdw10 {
     __: u32,
 }
 
-/// CDW10 of Set Features (Base section 5.1.25).
+/// CDW10 of Set Features (Base section 5.1.25, figure 383).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct SetFeaturesCdw10 {
@@ -67,7 +68,7 @@ pub struct NumberOfQueues {
 }
 
 /// Volatile Write Cache: CDW11 of Set Features and dword 0 of Get Features' completion
-/// (Base section 5.1.25.1.4).
+/// (Base section 5.1.25.1.4, figure 390).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct VolatileWriteCache {
@@ -77,7 +78,8 @@ pub struct VolatileWriteCache {
     __: u32,
 }
 
-/// Write Atomicity Normal: CDW11 of Set Features and dword 0 of Get Features' completion.
+/// Write Atomicity Normal: CDW11 of Set Features and dword 0 of Get Features' completion (NVM section 4.1.3, figure
+/// 97).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct WriteAtomicityNormal {

@@ -7,7 +7,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use crate::registers::Vs;
 
 open_enum! {
-    /// Controller or Namespace Structure: which structure Identify returns (Base section 5.1.13).
+    /// Controller or Namespace Structure: which structure Identify returns (Base section 5.1.13, figure 310).
     pub struct Cns(u8) {
         /// Identify Namespace data structure of the NVM Command Set: [`Namespace`].
         NAMESPACE = 0x00, "Identify Namespace";
@@ -34,7 +34,7 @@ impl Cns {
     }
 }
 
-/// The Identify Controller data structure, 4096 bytes (Base section 5.1.13.2.1).
+/// The Identify Controller data structure, 4096 bytes (Base section 5.1.13.2.1, figure 312).
 ///
 /// ```text
 /// byte  0         256       512        768      1024      2048          3072
@@ -180,7 +180,7 @@ const _: () = {
     assert!(offset_of!(Controller, psd) == 2048);
 };
 
-/// Optional Admin Command Support (Base section 5.1.13.2.1).
+/// Optional Admin Command Support, OACS (Base section 5.1.13.2.1, figure 312).
 #[bitfield(u16)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Oacs {
@@ -208,7 +208,8 @@ pub struct Oacs {
     __: u8,
 }
 
-/// Submission or completion queue entry sizes, both as powers of two (Base section 5.1.13.2.1).
+/// Submission or completion queue entry sizes, both as powers of two (Base section 5.1.13.2.1, figure
+/// 312).
 #[bitfield(u8)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct EntrySize {
@@ -220,7 +221,7 @@ pub struct EntrySize {
     pub max: u8,
 }
 
-/// Optional NVM Command Support (Base section 5.1.13.2.1).
+/// Optional NVM Command Support, ONCS (Base section 5.1.13.2.1, figure 312).
 #[bitfield(u16)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Oncs {
@@ -246,7 +247,7 @@ pub struct Oncs {
     __: u8,
 }
 
-/// Volatile Write Cache (Base section 5.1.13.2.1).
+/// Volatile Write Cache, VWC (Base section 5.1.13.2.1, figure 312).
 #[bitfield(u8)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Vwc {
@@ -259,7 +260,7 @@ pub struct Vwc {
     __: u8,
 }
 
-/// SGL Support (Base section 5.1.13.2.1).
+/// SGL Support, SGLS (Base section 5.1.13.2.1, figure 312).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Sgls {
@@ -274,7 +275,8 @@ pub struct Sgls {
     __: u16,
 }
 
-/// The Identify Namespace data structure of the NVM Command Set, 4096 bytes (NVM section 4.1.5.1).
+/// The Identify Namespace data structure of the NVM Command Set, 4096 bytes (NVM section 4.1.5.1, figure
+/// 114).
 #[derive(Clone, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Namespace {
@@ -379,7 +381,7 @@ impl Namespace {
     }
 }
 
-/// Namespace Features (NVM section 4.1.5.1).
+/// Namespace Features, NSFEAT (NVM section 4.1.5.1, figure 114).
 #[bitfield(u8)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Nsfeat {
@@ -400,7 +402,7 @@ pub struct Nsfeat {
     pub optrperf: bool,
 }
 
-/// Formatted LBA Size (NVM section 4.1.5.1).
+/// Formatted LBA Size, FLBAS (NVM section 4.1.5.1, figure 114).
 #[bitfield(u8)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Flbas {
@@ -424,7 +426,7 @@ impl Flbas {
     }
 }
 
-/// End-to-end Data Protection Type Settings (NVM section 4.1.5.1).
+/// End-to-end Data Protection Type Settings, DPS (NVM section 4.1.5.1, figure 114).
 #[bitfield(u8)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Dps {
@@ -437,7 +439,7 @@ pub struct Dps {
     __: u8,
 }
 
-/// Deallocate Logical Block Features (NVM section 4.1.5.1).
+/// Deallocate Logical Block Features, DLFEAT (NVM section 4.1.5.1, figure 114).
 #[bitfield(u8)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Dlfeat {
@@ -452,7 +454,7 @@ pub struct Dlfeat {
     __: u8,
 }
 
-/// One LBA format, 4 bytes (NVM section 4.1.5.1).
+/// One LBA format, 4 bytes (NVM section 4.1.5.1, figure 116).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct LbaFormat {

@@ -2,14 +2,21 @@
 //! mnemonics.
 //!
 //! The crate holds no logic beyond naming bits, allocates nothing and needs no `std`. The driver and the
-//! emulated controller both speak through it and share nothing else. Sources are the NVM Express Base
-//! Specification 2.1 ("Base"), the NVM Command Set Specification 1.1 ("NVM") and the NVMe over PCIe Transport
-//! Specification 1.1 ("PCIe").
+//! emulated controller both speak through it and share nothing else.
 //!
+//! # Sources
+//! Sections and figures are those of the NVM Express Base Specification 2.1 ("Base"), the NVM Command Set
+//! Specification 1.2 ("NVM") and the NVMe over PCIe Transport Specification 1.1 ("PCIe"); figures have other numbers in
+//! other revisions. Each was compared with the text of its revision or, for the common command format, Create I/O
+//! Queue and the doorbells, with independent citations of the same revision. A section alone is cited where the
+//! figure's number could not be compared: PRP entries, namespace identifiers, the dwords of queue deletion and of
+//! Number of Queues, and the Error Information and Firmware Slot logs.
+//!
+//! # Conventions
 //! Two conventions hold throughout:
 //!
 //! - A field that counts from zero, where the value 0 means one, ends in `_z`; who adds the one says so by that.
-//! - Every multi-byte integer is little-endian on the wire (Base section 1.4.2), and the structs hold it in
+//! - Every multi-byte integer is little-endian on the wire (Base section 1.4.3, figure 3), and the structs hold it in
 //!   native order; the crate refuses to compile for a big-endian target.
 //!
 //! The bitfields of commands and completions mark their fields `#[inline]`: both sides use them for every I/O, and
@@ -90,7 +97,7 @@ pub use opcode::{AdminOpcode, NvmOpcode};
 pub use status::{Status, StatusCode};
 
 /// The memory page size with CC.MPS = 0, in bytes: the only one this project runs a controller with
-/// (Base section 3.1.4.5). PRP entries, queues and identify data are all laid out in such pages.
+/// (Base section 3.1.4.5, figure 41). PRP entries, queues and identify data are all laid out in such pages.
 pub const PAGE_BYTES: usize = 4096;
 
 /// The namespace identifier that names all namespaces, or none in particular (Base section 3.2.1).

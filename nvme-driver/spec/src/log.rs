@@ -5,7 +5,7 @@ use zerocopy::little_endian::U128;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 open_enum! {
-    /// Log Page Identifier (Base section 5.1.12).
+    /// Log Page Identifier (Base section 5.1.12, figure 202).
     pub struct LogPageId(u8) {
         /// Supported Log Pages.
         SUPPORTED_LOG_PAGES = 0x00, "Supported Log Pages";
@@ -60,7 +60,7 @@ pub struct ErrorInformation {
 
 const _: () = assert!(size_of::<ErrorInformation>() == 64);
 
-/// The SMART / Health Information log, 512 bytes (Base section 5.1.12.1.3).
+/// The SMART / Health Information log, 512 bytes (Base section 5.1.12.1.3, figure 206).
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct SmartHealth {
@@ -112,7 +112,7 @@ const _: () = assert!(size_of::<SmartHealth>() == 512);
 const _: () = assert!(core::mem::offset_of!(SmartHealth, data_units_read) == 32);
 const _: () = assert!(core::mem::offset_of!(SmartHealth, warning_temperature_minutes) == 192);
 
-/// Critical Warning bits of the SMART / Health log (Base section 5.1.12.1.3).
+/// Critical Warning bits of the SMART / Health log (Base section 5.1.12.1.3, figure 206).
 #[bitfield(u8)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct CriticalWarning {
@@ -148,7 +148,7 @@ pub struct FirmwareSlot {
 
 const _: () = assert!(size_of::<FirmwareSlot>() == 512);
 
-/// Dword 0 of the completion of an Asynchronous Event Request (Base section 5.1.2).
+/// Dword 0 of the completion of an Asynchronous Event Request (Base section 5.1.2, figure 147).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct AsynchronousEvent {

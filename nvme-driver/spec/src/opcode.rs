@@ -1,7 +1,7 @@
 //! Opcodes of the Admin Command Set and of the NVM Command Set.
 
 open_enum! {
-    /// Opcode of an admin command (Base section 5, the opcode tables).
+    /// Opcode of an admin command (Base section 5, figure 141).
     pub struct AdminOpcode(u8) {
         /// Delete I/O Submission Queue.
         DELETE_IO_SUBMISSION_QUEUE = 0x00, "Delete I/O Submission Queue";
@@ -45,7 +45,7 @@ open_enum! {
 }
 
 open_enum! {
-    /// Opcode of an I/O command of the NVM Command Set (NVM section 3.3; Flush: Base section 7.2).
+    /// Opcode of an I/O command of the NVM Command Set (NVM section 3.3, figure 21; Flush: Base section 7.2).
     pub struct NvmOpcode(u8) {
         /// Flush.
         FLUSH = 0x00, "Flush";

@@ -1,8 +1,9 @@
-//! Controller properties, which over PCIe are memory-mapped registers (Base section 3.1.4, PCIe section 3.1).
+//! Controller properties, which over PCIe are memory-mapped registers (Base section 3.1.4, PCIe section 3.1.2).
 
 use bitfield_struct::bitfield;
 
-/// Offsets of the controller properties in bytes from the start of the register region (Base section 3.1.4).
+/// Offsets of the controller properties in bytes from the start of the register region (Base section 3.1.4, figure
+/// 33).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
 pub enum Register {
@@ -10,9 +11,9 @@ pub enum Register {
     Cap = 0x00,
     /// Version, 32 bits: [`Vs`].
     Vs = 0x08,
-    /// Interrupt Mask Set, 32 bits; for pin-based and MSI interrupts only.
+    /// Interrupt Mask Set, 32 bits; for pin-based and MSI interrupts only (Base figure 39).
     Intms = 0x0C,
-    /// Interrupt Mask Clear, 32 bits; for pin-based and MSI interrupts only.
+    /// Interrupt Mask Clear, 32 bits; for pin-based and MSI interrupts only (Base figure 40).
     Intmc = 0x10,
     /// Controller Configuration, 32 bits: [`Cc`].
     Cc = 0x14,
@@ -22,13 +23,13 @@ pub enum Register {
     Nssr = 0x20,
     /// Admin Queue Attributes, 32 bits: [`Aqa`].
     Aqa = 0x24,
-    /// Admin Submission Queue Base Address, 64 bits, page aligned.
+    /// Admin Submission Queue Base Address, 64 bits, page aligned (Base figure 45).
     Asq = 0x28,
-    /// Admin Completion Queue Base Address, 64 bits, page aligned.
+    /// Admin Completion Queue Base Address, 64 bits, page aligned (Base figure 46).
     Acq = 0x30,
-    /// Controller Memory Buffer Location, 32 bits; reads 0 where there's no such buffer.
+    /// Controller Memory Buffer Location, 32 bits; reads 0 where there's no such buffer (Base figure 47).
     Cmbloc = 0x38,
-    /// Controller Memory Buffer Size, 32 bits; reads 0 where there's no such buffer.
+    /// Controller Memory Buffer Size, 32 bits; reads 0 where there's no such buffer (Base figure 48).
     Cmbsz = 0x3C,
     /// Controller Ready Timeouts, 32 bits: [`Crto`]; meaningful when one of [`Cap::crms`] is set.
     Crto = 0x68,
@@ -48,10 +49,11 @@ pub const ALL_ONES_U32: u32 = u32::MAX;
 /// What a 64-bit register reads when the device has been removed.
 pub const ALL_ONES_U64: u64 = u64::MAX;
 
-/// The value that, written to [`Register::Nssr`], resets the NVM subsystem: "NVMe" (Base section 3.1.4.7).
+/// The value that, written to [`Register::Nssr`], resets the NVM subsystem: "NVMe" (Base section 3.1.4.7,
+/// figure 43).
 pub const NSSR_RESET: u32 = 0x4E56_4D65;
 
-/// Controller Capabilities (Base section 3.1.4.1).
+/// Controller Capabilities (Base section 3.1.4.1, figure 36).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct Cap {
@@ -100,7 +102,7 @@ pub struct Cap {
     __: u8,
 }
 
-/// CAP.CSS, the command sets a controller supports (Base section 3.1.4.1).
+/// CAP.CSS, the command sets a controller supports (Base section 3.1.4.1, figure 36).
 #[bitfield(u8)]
 #[derive(PartialEq, Eq)]
 pub struct CapCss {
@@ -114,7 +116,7 @@ pub struct CapCss {
     pub noiocs: bool,
 }
 
-/// Version of the Base specification a controller implements (Base section 3.1.4.2).
+/// Version of the Base specification a controller implements (Base section 3.1.4.2, figures 37 and 38).
 #[bitfield(u32)]
 #[derive(
     PartialEq,
@@ -141,7 +143,7 @@ impl core::fmt::Display for Vs {
     }
 }
 
-/// Controller Configuration (Base section 3.1.4.5).
+/// Controller Configuration (Base section 3.1.4.5, figure 41).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct Cc {
@@ -173,7 +175,7 @@ pub struct Cc {
     __: u8,
 }
 
-/// CC.SHN, the kind of shutdown the host asks for (Base section 3.1.4.5).
+/// CC.SHN, the kind of shutdown the host asks for (Base section 3.1.4.5, figure 41).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Shn {
@@ -202,7 +204,7 @@ impl Shn {
     }
 }
 
-/// Controller Status (Base section 3.1.4.6).
+/// Controller Status (Base section 3.1.4.6, figure 42).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct Csts {
@@ -223,7 +225,7 @@ pub struct Csts {
     __: u32,
 }
 
-/// CSTS.SHST, how far a shutdown has come (Base section 3.1.4.6).
+/// CSTS.SHST, how far a shutdown has come (Base section 3.1.4.6, figure 42).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Shst {
@@ -252,7 +254,7 @@ impl Shst {
     }
 }
 
-/// Admin Queue Attributes (Base section 3.1.4.8).
+/// Admin Queue Attributes (Base section 3.1.4.8, figure 44).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct Aqa {
@@ -268,7 +270,7 @@ pub struct Aqa {
     __: u8,
 }
 
-/// Controller Ready Timeouts, both in units of 500 ms (Base section 3.1.4, property CRTO).
+/// Controller Ready Timeouts, both in units of 500 ms (Base section 3.1.4.21, figure 57).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct Crto {
@@ -281,21 +283,22 @@ pub struct Crto {
 /// The fewest entries an admin or I/O queue has (Base section 3.3.3.1).
 pub const QUEUE_ENTRIES_MIN: u32 = 2;
 
-/// The most entries an admin queue has (Base section 3.1.4.8).
+/// The most entries an admin queue has (Base section 3.1.4.8, figure 44).
 pub const ADMIN_QUEUE_ENTRIES_MAX: u32 = 4096;
 
-/// Offset of the first doorbell register from the start of the register region (PCIe section 3.1).
+/// Offset of the first doorbell register from the start of the register region (PCIe section 3.1.2, figure
+/// 4).
 pub const DOORBELL_BASE: u32 = 0x1000;
 
 /// Offset of the Submission Queue `qid` Tail Doorbell from [`DOORBELL_BASE`], in bytes, under the stride
-/// CAP.DSTRD (PCIe section 3.1.2.1).
+/// CAP.DSTRD (PCIe section 3.1.2, figure 5).
 #[must_use]
 pub const fn submission_tail_doorbell(qid: u16, dstrd: u8) -> u32 {
     (2 * qid as u32) * (4 << dstrd)
 }
 
 /// Offset of the Completion Queue `qid` Head Doorbell from [`DOORBELL_BASE`], in bytes, under the stride
-/// CAP.DSTRD (PCIe section 3.1.2.2).
+/// CAP.DSTRD (PCIe section 3.1.2, figure 6).
 #[must_use]
 pub const fn completion_head_doorbell(qid: u16, dstrd: u8) -> u32 {
     (2 * qid as u32 + 1) * (4 << dstrd)

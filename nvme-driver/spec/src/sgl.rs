@@ -3,7 +3,8 @@
 use bitfield_struct::bitfield;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// One SGL descriptor: a piece of data, or a pointer to a segment of further descriptors (Base section 4.3.2).
+/// One SGL descriptor: a piece of data, or a pointer to a segment of further descriptors (Base section 4.3.2,
+/// figure 114).
 ///
 /// ```text
 /// byte  0        8        12       15
@@ -24,7 +25,7 @@ pub struct SglDescriptor {
 
 const _: () = assert!(size_of::<SglDescriptor>() == 16);
 
-/// The SGL Identifier byte (Base section 4.3.2).
+/// The SGL Identifier byte (Base section 4.3.2, figure 114).
 #[bitfield(u8)]
 #[derive(PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct SglIdentifier {
@@ -36,7 +37,7 @@ pub struct SglIdentifier {
     pub kind: SglType,
 }
 
-/// SGL Descriptor Type (Base section 4.3.2).
+/// SGL Descriptor Type (Base section 4.3.2, figure 115).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum SglType {

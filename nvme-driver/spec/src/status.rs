@@ -2,7 +2,8 @@
 
 use bitfield_struct::bitfield;
 
-/// The status field of a completion queue entry without its phase tag, 15 bits (Base section 4.2.3).
+/// The status field of a completion queue entry without its phase tag, 15 bits (Base section 4.2.3, figure
+/// 100).
 #[bitfield(u16)]
 #[derive(PartialEq, Eq, Hash)]
 pub struct Status {
@@ -72,7 +73,8 @@ impl core::fmt::Display for Status {
 }
 
 open_enum! {
-    /// Status Code Type and Status Code as one number, `sct << 8 | sc` (Base section 4.2.3, NVM section 3.1.2).
+    /// Status Code Type and Status Code as one number, `sct << 8 | sc` (Base section 4.2.3, figures 102, 103 and 106;
+    /// NVM section 3.1, figures 17 to 19).
     pub struct StatusCode(u16) {
         /// The command completed without error.
         SUCCESS = 0x000, "Successful Completion";
