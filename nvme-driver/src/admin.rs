@@ -131,18 +131,23 @@ impl AdminQueue {
         Ok(VolatileWriteCache::from(value).wce())
     }
 
-    /// Creates I/O completion queue `qid`, polled, without interrupts (Base section 5.2.1).
+    /// Creates I/O completion queue `qid`, with interrupts if there is a `vector` for them (Base section 5.2.1).
     pub(crate) fn create_completion_queue(
         &mut self,
         watch: &mut Watch<'_>,
         qid: u16,
         entries: u16,
         iova: Iova,
+        vector: Option<u16>,
     ) -> Result<(), DriverError> {
         let command = Command {
             prp1: iova.0,
             cdw10: CreateQueueCdw10::new().with_qid(qid).with_qsize_z(entries - 1).into(),
-            cdw11: CreateCompletionQueueCdw11::new().with_pc(true).into(),
+            cdw11: CreateCompletionQueueCdw11::new()
+                .with_pc(true)
+                .with_ien(vector.is_some())
+                .with_iv(vector.unwrap_or(0))
+                .into(),
             ..Command::default()
         };
         self.execute(watch, AdminOpcode::CREATE_IO_COMPLETION_QUEUE, command).map(drop)
@@ -267,8 +272,12 @@ impl AdminQueue {
             if let Some(entry) = completions.peek() {
                 return Ok(Some(entry));
             }
-            if watch.registers.csts()?.cfs() {
+            let csts = watch.registers.csts()?;
+            if csts.cfs() {
                 return Err(DriverError::ControllerFatal { during: "while completing an admin command" });
+            }
+            if !csts.rdy() {
+                return Err(DriverError::NotReady);
             }
             Ok(None)
         })

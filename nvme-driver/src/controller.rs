@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use foliant_nvme_spec::identify::NamespaceList;
 use foliant_nvme_spec::registers::QUEUE_ENTRIES_MIN;
-use foliant_nvme_spec::{Command, Completion, PAGE_BYTES};
+use foliant_nvme_spec::{Command, Completion, PAGE_BYTES, StatusCode};
 use foliant_nvme_transport::Transport;
 
 use crate::arena::DmaArena;
@@ -184,9 +184,17 @@ impl Controller {
     /// Looks at the controller's status: for a caller whose commands don't complete.
     ///
     /// # Errors
-    /// [`DriverError::Gone`] when the device was removed, [`DriverError::ControllerFatal`] when it has failed.
+    /// [`DriverError::Gone`] when the device was removed, [`DriverError::ControllerFatal`] when it has failed,
+    /// [`DriverError::NotReady`] when it was reset from outside.
     pub fn check(&self) -> Result<(), DriverError> {
         self.device.check()
+    }
+
+    /// Whether the system wants the device back: its driver is being unbound, or it is about to be unplugged. The
+    /// device works on; who asked waits until the controller and its queue pairs are closed.
+    #[must_use]
+    pub fn is_release_requested(&self) -> bool {
+        self.device.is_release_requested()
     }
 
     /// Shuts the controller down in order: it completes what it has, brings its write cache to the media, and
@@ -263,7 +271,16 @@ fn namespaces(device: &Device, identity: &ControllerIdentity) -> Result<Vec<Name
                 return Err(DriverError::DeviceFault { what });
             }
             previous = nsid;
-            let identify = admin.identify_namespace(watch, nsid)?;
+            let identify = match admin.identify_namespace(watch, nsid) {
+                Ok(identify) => identify,
+                Err(DriverError::Command { status, .. })
+                    if status.code() == StatusCode::INVALID_NAMESPACE =>
+                {
+                    tracing::warn!(nsid, %status, "namespace left out: it was there a moment ago");
+                    continue;
+                }
+                Err(error) => return Err(error),
+            };
             match Namespace::new(device.id(), nsid, &identify, identity) {
                 Ok(namespace) => namespaces.push(namespace),
                 Err(reason) => tracing::warn!(nsid, reason, "namespace left out: not supported"),
@@ -281,7 +298,9 @@ fn namespaces(device: &Device, identity: &ControllerIdentity) -> Result<Vec<Name
 mod tests {
     use super::*;
     use crate::fake::{AdminFault, FakeClock, FakeTransport, Health};
-    use foliant_nvme_spec::{AdminOpcode, StatusCode};
+    use foliant_nvme_spec::AdminOpcode;
+    use foliant_nvme_spec::identify::Cns;
+    use proptest::prelude::*;
 
     fn options() -> ControllerOptions {
         ControllerOptions {
@@ -359,6 +378,45 @@ mod tests {
         assert!(matches!(open(&fake), Err(DriverError::Timeout { .. })));
     }
 
+    /// Opens a controller that says something without sense: whatever comes of it, nothing panics, no wait is without
+    /// end, and nothing stays mapped.
+    fn open_and_drop(fake: &FakeTransport) {
+        match open(fake) {
+            Ok(controller) => drop(controller.queue_pair::<()>()),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+        assert!(fake.state().mappings.is_empty());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn any_capabilities_are_served_or_refused(cap: u64) {
+            let fake = FakeTransport::new();
+            fake.state().cap = Some(cap);
+            open_and_drop(&fake);
+        }
+
+        #[test]
+        fn nonsense_in_identify_is_served_or_refused(seed: u64) {
+            for cns in [Cns::CONTROLLER, Cns::ACTIVE_NAMESPACES, Cns::NAMESPACE] {
+                let fake = FakeTransport::new();
+                fake.state().admin_fault = AdminFault::IdentifyNonsense(cns, seed);
+                open_and_drop(&fake);
+            }
+        }
+    }
+
+    #[test]
+    fn a_namespace_that_vanishes_while_it_is_looked_at_is_left_out() {
+        let fake = FakeTransport::new();
+        fake.state().admin_fault = AdminFault::IdentifyRefused(Cns::NAMESPACE, StatusCode::INVALID_NAMESPACE);
+        assert!(open(&fake).unwrap().namespaces().is_empty());
+        fake.state().admin_fault = AdminFault::IdentifyRefused(Cns::NAMESPACE, StatusCode::INVALID_FIELD);
+        assert!(matches!(open(&fake), Err(DriverError::Command { .. })));
+    }
+
     #[test]
     fn a_foreign_admin_completion_is_a_fault_that_stays() {
         let fake = FakeTransport::new();
@@ -375,6 +433,18 @@ mod tests {
         fake.state().admin_fault = AdminFault::Refused(AdminOpcode::SET_FEATURES, StatusCode::INVALID_FIELD);
         let error = open(&fake).unwrap_err();
         assert_eq!(error.to_string(), "Set Features failed: Invalid Field in Command (sct 0x0, sc 0x02)");
+    }
+
+    #[test]
+    fn memory_is_mapped_only_for_a_controller_that_is_disabled() {
+        let fake = FakeTransport::new();
+        let cc = fake.state().cc;
+        fake.state().cc = cc.with_en(true);
+        drop(open(&fake).unwrap());
+        assert!(
+            !fake.state().mapped_while_enabled,
+            "what it was told before would be believed of the new memory"
+        );
     }
 
     #[test]

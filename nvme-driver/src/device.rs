@@ -7,6 +7,7 @@
 //! 4. The last reference disables the controller; only then is the memory unmapped and freed. A controller that
 //!    doesn't obey is cut off from memory (bus mastering); where that fails too, the memory is leaked on purpose.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -55,8 +56,12 @@ pub(crate) struct Device {
     data_arena: DmaArena,
     queue_arena: DmaArena,
     region: Arc<Region>,
+    /// The controller is being stopped, or was.
+    stopping: AtomicBool,
     /// The controller can't touch memory any more.
     stopped: AtomicBool,
+    /// What queue pairs left behind whose queues the controller may still know.
+    buried: Mutex<Vec<Box<dyn Any + Send>>>,
 }
 
 impl Device {
@@ -71,6 +76,9 @@ impl Device {
         let cap = registers.cap()?;
         check_capabilities(cap)?;
         let ready_limit = ready_limit(&registers, cap)?;
+        // Before any memory is mapped: a controller that somebody left enabled may still use the addresses that it
+        // was given, and they are given out again.
+        disable(&registers, &*clock, ready_limit, transport.name())?;
         let plan = plan(queue_entries_max(cap));
         let data_bytes = plan.data_bytes.next_multiple_of(PAGE_BYTES);
         let own_bytes = plan.queue_bytes.next_multiple_of(PAGE_BYTES) + AdminQueue::memory_bytes();
@@ -97,9 +105,10 @@ impl Device {
             data_arena,
             queue_arena,
             region,
+            stopping: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
+            buried: Mutex::new(Vec::new()),
         };
-        device.disable()?;
         device.enable()?;
         Ok(device)
     }
@@ -136,10 +145,30 @@ impl Device {
 
     /// Looks whether the controller is there and well.
     pub(crate) fn check(&self) -> Result<(), DriverError> {
-        if self.registers.csts()?.cfs() {
+        let csts = self.registers.csts()?;
+        if csts.cfs() {
             return Err(DriverError::ControllerFatal { during: "in operation" });
         }
+        // Nobody but this driver disables it: it was reset behind our back, or no longer answers at all.
+        if !csts.rdy() && !self.stopping.load(Ordering::Acquire) {
+            return Err(DriverError::NotReady);
+        }
         Ok(())
+    }
+
+    /// Whether `error` of an admin command means that only a reset helps the controller: it says so itself, or its
+    /// registers do.
+    pub(crate) fn is_lost(&self, error: &DriverError) -> bool {
+        match error {
+            DriverError::Gone | DriverError::ControllerFatal { .. } | DriverError::NotReady => true,
+            DriverError::AdminQueueFailed | DriverError::Timeout { .. } => self.check().is_err(),
+            _ => false,
+        }
+    }
+
+    /// Whether the system wants the device back.
+    pub(crate) fn is_release_requested(&self) -> bool {
+        self.transport.is_release_requested()
     }
 
     /// Runs admin commands, with the queue to themselves.
@@ -205,6 +234,7 @@ impl Device {
             return Err(DriverError::QueuePairsInUse { count });
         }
         let limit = Duration::from_micros(rtd3e_us.into()).max(SHUTDOWN_LIMIT);
+        self.stopping.store(true, Ordering::Release);
         self.registers.set_cc(self.registers.cc()?.with_shn(Shn::Normal))?;
         self.wait_for_status(DURING, limit, |csts| {
             if csts.cfs() {
@@ -223,49 +253,35 @@ impl Device {
         if self.is_stopped() {
             return true;
         }
+        self.stopping.store(true, Ordering::Release);
         let name = self.transport.name();
         let stopped = match self.disable() {
-            Ok(()) => true,
+            Ok(WasEnabled::Yes) => true,
+            // Reset from outside, or its registers only seem to say so: what can't be reached reads zeros.
+            Ok(WasEnabled::No) => self.cut_off(),
             Err(error) => {
                 tracing::warn!(device = name, %error, "the controller can't be disabled; cutting it off from memory");
-                self.transport
-                    .stop_dma()
-                    .inspect_err(
-                        |error| tracing::error!(device = name, %error, "the device's DMA can't be stopped"),
-                    )
-                    .is_ok()
+                self.cut_off()
             }
         };
-        self.stopped.store(stopped, Ordering::Release);
-        stopped
+        // Somebody else may have been surer.
+        self.stopped.fetch_or(stopped, Ordering::AcqRel) || stopped
     }
 
-    /// Clears CC.EN and waits until the controller is no longer ready (Base section 3.7.2, controller reset).
-    fn disable(&self) -> Result<(), DriverError> {
-        let cc = self.registers.cc()?;
-        if cc.en() {
-            self.await_ready_before_disable()?;
-            self.registers.set_cc(cc.with_en(false).with_shn(Shn::None))?;
-        }
-        self.wait_for_status("to become disabled (CSTS.RDY = 0)", self.ready_limit, |csts| Ok(!csts.rdy()))
+    /// Keeps the device from memory by other means than its own. Returns whether that's certain.
+    fn cut_off(&self) -> bool {
+        let name = self.transport.name();
+        let report = |error: &_| tracing::error!(device = name, %error, "the device's DMA can't be stopped");
+        self.transport.stop_dma().inspect_err(report).is_ok()
     }
 
-    /// A controller that was enabled must have become ready before it's disabled (Base section 3.1.4.5), unless
-    /// it has failed. One that doesn't get there is disabled nevertheless: nothing else is left to try.
-    fn await_ready_before_disable(&self) -> Result<(), DriverError> {
-        let result = self.wait_for_status("to become ready before a reset", self.ready_limit, |csts| {
-            Ok(csts.rdy() || csts.cfs() || csts.shst() != Shst::Normal)
-        });
-        match result {
-            Err(DriverError::Timeout { .. }) => {
-                tracing::warn!(
-                    device = self.transport.name(),
-                    "resetting a controller that never became ready"
-                );
-                Ok(())
-            }
-            other => other,
-        }
+    /// Keeps what the device may still touch until it no longer can.
+    pub(crate) fn bury(&self, held: impl Send + 'static) {
+        lock(&self.buried).push(Box::new(held));
+    }
+
+    fn disable(&self) -> Result<WasEnabled, DriverError> {
+        disable(&self.registers, &*self.clock, self.ready_limit, self.transport.name())
     }
 
     /// Enables the controller with its admin queue (Base section 3.5.1, initialisation over PCIe).
@@ -298,14 +314,72 @@ impl Device {
         limit: Duration,
         is_reached: impl Fn(Csts) -> Result<bool, DriverError>,
     ) -> Result<(), DriverError> {
-        wait::until(&*self.clock, during, limit, || Ok(is_reached(self.registers.csts()?)?.then_some(())))
+        wait_for_status(&self.registers, &*self.clock, during, limit, is_reached)
     }
+}
+
+/// Whether a controller that was to be disabled had been enabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum WasEnabled {
+    Yes,
+    No,
+}
+
+/// Clears CC.EN and waits until the controller is no longer ready (Base section 3.7.2, controller reset).
+fn disable(
+    registers: &Registers,
+    clock: &dyn Clock,
+    ready_limit: Duration,
+    name: &str,
+) -> Result<WasEnabled, DriverError> {
+    let cc = registers.cc()?;
+    if cc.en() {
+        await_ready_before_disable(registers, clock, ready_limit, name)?;
+        registers.set_cc(cc.with_en(false).with_shn(Shn::None))?;
+    }
+    wait_for_status(registers, clock, "to become disabled (CSTS.RDY = 0)", ready_limit, |csts| {
+        Ok(!csts.rdy())
+    })?;
+    Ok(if cc.en() { WasEnabled::Yes } else { WasEnabled::No })
+}
+
+/// A controller that was enabled must have become ready before it's disabled (Base section 3.1.4.5), unless
+/// it has failed. One that doesn't get there is disabled nevertheless: nothing else is left to try.
+fn await_ready_before_disable(
+    registers: &Registers,
+    clock: &dyn Clock,
+    ready_limit: Duration,
+    name: &str,
+) -> Result<(), DriverError> {
+    let result = wait_for_status(registers, clock, "to become ready before a reset", ready_limit, |csts| {
+        Ok(csts.rdy() || csts.cfs() || csts.shst() != Shst::Normal)
+    });
+    match result {
+        Err(DriverError::Timeout { .. }) => {
+            tracing::warn!(device = name, "resetting a controller that never became ready");
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+/// Waits until the controller's status is what `is_reached` looks for.
+fn wait_for_status(
+    registers: &Registers,
+    clock: &dyn Clock,
+    during: &'static str,
+    limit: Duration,
+    is_reached: impl Fn(Csts) -> Result<bool, DriverError>,
+) -> Result<(), DriverError> {
+    wait::until(clock, during, limit, || Ok(is_reached(registers.csts()?)?.then_some(())))
 }
 
 impl Drop for Device {
     fn drop(&mut self) {
         if !self.stop() {
             self.region.abandon();
+            // The memory stays; so must whoever believes to own it.
+            std::mem::forget(std::mem::take(&mut *lock(&self.buried)));
         }
     }
 }

@@ -20,6 +20,12 @@ pub enum DriverError {
         /// What the driver was doing.
         during: &'static str,
     },
+    /// The controller is no longer ready though nobody disabled it (CSTS.RDY): it was reset from outside, or its
+    /// registers are no longer reached. What it held is lost.
+    #[error(
+        "the controller is no longer ready (CSTS.RDY = 0): it was reset from outside or is cut off; open it again"
+    )]
+    NotReady,
     /// The controller didn't do in time what it had to.
     #[error("the controller took longer than {limit:?} {during}")]
     Timeout {

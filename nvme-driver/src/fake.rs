@@ -62,6 +62,10 @@ pub(crate) enum AdminFault {
     WrongCid(AdminOpcode),
     /// Commands of this opcode fail.
     Refused(AdminOpcode, StatusCode),
+    /// Identify of this kind fails.
+    IdentifyRefused(Cns, StatusCode),
+    /// Identify of this kind returns bytes without sense, made from the number.
+    IdentifyNonsense(Cns, u64),
 }
 
 pub(crate) struct FakeState {
@@ -72,10 +76,14 @@ pub(crate) struct FakeState {
     pub(crate) queue_pairs: u16,
     pub(crate) oncs: Oncs,
     pub(crate) fails_stop_dma: bool,
+    /// What CAP reads, unless it is the fake's own.
+    pub(crate) cap: Option<u64>,
     pub(crate) cc: Cc,
     /// Mappings made and not taken back.
     pub(crate) mappings: BTreeMap<u64, (usize, usize)>,
-    /// Whether the controller was enabled when its memory was unmapped.
+    /// Whether the controller was enabled when memory was mapped.
+    pub(crate) mapped_while_enabled: bool,
+    /// Whether it was enabled when its memory was unmapped.
     pub(crate) unmapped_while_enabled: bool,
     /// Admin commands seen.
     pub(crate) admin_opcodes: Vec<AdminOpcode>,
@@ -110,8 +118,10 @@ impl FakeTransport {
             queue_pairs: 2,
             oncs: Oncs::new().with_dataset_management(true).with_write_zeroes(true),
             fails_stop_dma: false,
+            cap: None,
             cc: Cc::new(),
             mappings: BTreeMap::new(),
+            mapped_while_enabled: false,
             unmapped_while_enabled: false,
             admin_opcodes: Vec::new(),
             aqa: Aqa::new(),
@@ -201,6 +211,11 @@ impl FakeTransport {
                 AdminFault::Silent(silent) if silent == opcode => continue,
                 AdminFault::WrongCid(wrong) if wrong == opcode => (cid ^ 1, Status::SUCCESS, 0),
                 AdminFault::Refused(refused, code) if refused == opcode => (cid, Status::of(code), 0),
+                AdminFault::IdentifyRefused(cns, code)
+                    if opcode == AdminOpcode::IDENTIFY && IdentifyCdw10::from(command.cdw10).cns() == cns =>
+                {
+                    (cid, Status::of(code), 0)
+                }
                 _ => (cid, Status::SUCCESS, self.state().execute(opcode, &command)),
             };
             let head = self.state().queues[&0].head;
@@ -253,7 +268,20 @@ impl FakeState {
     }
 
     fn identify(&self, command: &Command) -> Vec<u8> {
-        match IdentifyCdw10::from(command.cdw10).cns() {
+        let cns = IdentifyCdw10::from(command.cdw10).cns();
+        if let AdminFault::IdentifyNonsense(broken, seed) = self.admin_fault
+            && broken == cns
+        {
+            let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+            let mut next = || {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                state as u8
+            };
+            return (0..4096).map(|_| next()).collect();
+        }
+        match cns {
             Cns::CONTROLLER => {
                 let mut controller = identify::Controller::new_zeroed();
                 controller.sn = *b"F4KE                ";
@@ -311,8 +339,12 @@ unsafe impl Transport for FakeTransport {
     }
 
     fn read_u64(&self, _offset: u32) -> Result<u64, TransportError> {
-        if self.state().health == Health::Gone {
+        let state = self.state();
+        if state.health == Health::Gone {
             return Ok(u64::MAX);
+        }
+        if let Some(cap) = state.cap {
+            return Ok(cap);
         }
         Ok(Cap::new().with_mqes_z(1023).with_to(2).with_css(CapCss::new().with_nvm(true)).into())
     }
@@ -352,7 +384,9 @@ unsafe impl Transport for FakeTransport {
     unsafe fn map_dma(&self, memory: DmaMemory) -> Result<Iova, TransportError> {
         const FIRST_IOVA: u64 = 0x10_0000_0000;
         let base = memory.base.as_ptr().expose_provenance();
-        self.state().mappings.insert(FIRST_IOVA, (base, memory.len_bytes));
+        let mut state = self.state();
+        state.mapped_while_enabled |= state.cc.en();
+        state.mappings.insert(FIRST_IOVA, (base, memory.len_bytes));
         Ok(Iova(FIRST_IOVA))
     }
 

@@ -61,6 +61,7 @@ mod region;
 mod registers;
 mod request;
 mod ring;
+mod sleep;
 mod slots;
 mod split;
 mod stats;
@@ -78,6 +79,7 @@ pub use payload::{Payload, Segment};
 pub use queue::QueuePair;
 pub use region::ArenaBacking;
 pub use request::{Completion, Deallocation, Fua, Io};
+pub use sleep::Wakeup;
 pub use stats::QueueStats;
 
 pub use foliant_nvme_spec::{Status, StatusCode};

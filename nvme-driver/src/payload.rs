@@ -19,10 +19,10 @@ pub struct Segment {
 ///
 /// # Safety
 /// The segments name DMA-mapped memory that stays allocated and mapped, and whose conflicting access is
-/// excluded, from the moment the payload is submitted until it comes back or is dropped by the queue pair. As
+/// excluded, from the moment the payload is submitted until it comes back or is dropped by the driver. As
 /// long as the payload is not touched, each call of [`segments`](Self::segments) names the same memory.
 #[expect(unsafe_code, reason = "an implementation vouches for memory that a device writes")]
-pub unsafe trait Payload: Send {
+pub unsafe trait Payload: Send + 'static {
     /// The segments, in order. Two neighbours must meet at 4 KiB page boundaries of their device addresses, or
     /// follow each other without a gap; the first may start on any dword. Empty segments are skipped.
     fn segments(&self) -> impl Iterator<Item = Segment> + '_;

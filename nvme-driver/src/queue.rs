@@ -23,11 +23,10 @@ mod tests;
 
 use std::fmt;
 use std::mem::ManuallyDrop;
-use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use foliant_nvme_spec::{Command, Completion as CompletionEntry, PAGE_BYTES};
-use foliant_nvme_transport::{Pumped, QueueDrive};
+use foliant_nvme_transport::{Pumped, QueueDrive, QueueInterrupt};
 
 use self::submit::Staged;
 use crate::device::{Deleted, Device};
@@ -38,6 +37,7 @@ use crate::payload::Payload;
 use crate::prp;
 use crate::request::{Completion, Io};
 use crate::ring::{CompletionRing, Entry, SubmissionRing};
+use crate::sleep::{QueueSleep, Wakeup};
 use crate::slots::Slots;
 use crate::stats::QueueStats;
 
@@ -72,10 +72,11 @@ impl QueueShape {
 /// An I/O submission queue and its completion queue, with one owner.
 ///
 /// Nothing is shared with other queue pairs but the device, so no call takes a lock or waits, except creation,
-/// [`close`](Self::close) and drop. `P` is what requests carry; see [`Payload`].
+/// [`close`](Self::close), drop, and the switching of an interrupt when an owner goes to sleep or has become busy again. `P` is what requests carry; see [`Payload`].
 ///
 /// Dropping a queue pair deletes its queues on the device and then drops the payloads still in flight. If the
-/// device can't confirm that, they are leaked on purpose, since it may still write to their memory.
+/// device can't confirm that, they are kept until the controller is stopped, since it may still write to their
+/// memory.
 pub struct QueuePair<P: Payload> {
     held: ManuallyDrop<Held<P>>,
     device_id: u64,
@@ -83,6 +84,7 @@ pub struct QueuePair<P: Payload> {
     qid: u16,
     is_closed: bool,
     drive: Option<Box<dyn QueueDrive>>,
+    sleep: QueueSleep,
     stats: QueueStats,
     device: Arc<Device>,
 }
@@ -98,7 +100,14 @@ struct Held<P> {
 impl<P: Payload> QueuePair<P> {
     pub(crate) fn create(device: Arc<Device>, shape: QueueShape) -> Result<Self, DriverError> {
         let qid = device.take_queue_id()?;
-        match Self::create_as(&device, qid, shape) {
+        let interrupt = match device.transport().queue_interrupt(qid) {
+            Ok(interrupt) => interrupt,
+            Err(error) => {
+                device.return_queue_id(qid, Deleted::Yes);
+                return Err(error.into());
+            }
+        };
+        match Self::create_as(&device, qid, shape, interrupt.as_deref().map(QueueInterrupt::vector)) {
             Ok(held) => {
                 let drive = device.transport().queue_drive(qid);
                 Ok(Self {
@@ -108,6 +117,7 @@ impl<P: Payload> QueuePair<P> {
                     qid,
                     is_closed: false,
                     drive,
+                    sleep: QueueSleep::new(interrupt),
                     stats: QueueStats::default(),
                     device,
                 })
@@ -121,7 +131,12 @@ impl<P: Payload> QueuePair<P> {
 
     /// Allocates the queue pair's memory and creates it on the device. An error says with it whether the device
     /// knows nothing of the queues (any more).
-    fn create_as(device: &Device, qid: u16, shape: QueueShape) -> Result<Held<P>, (DriverError, Deleted)> {
+    fn create_as(
+        device: &Device,
+        qid: u16,
+        shape: QueueShape,
+        vector: Option<u16>,
+    ) -> Result<Held<P>, (DriverError, Deleted)> {
         let nothing_created = |error| (error, Deleted::Yes);
         let (submissions, completions) = device.rings(qid, shape.entries).map_err(nothing_created)?;
         let lists = Lists::new(device.queue_arena(), shape.slots(), shape.list_bytes());
@@ -130,7 +145,7 @@ impl<P: Payload> QueuePair<P> {
             ManuallyDrop::new(Held { submissions, completions, slots: Slots::new(shape.slots()), lists });
         let (sq, cq) = (held.submissions.iova(), held.completions.iova());
         let created = device.with_admin(|admin, watch| {
-            admin.create_completion_queue(watch, qid, shape.entries, cq)?;
+            admin.create_completion_queue(watch, qid, shape.entries, cq, vector)?;
             let Err(refusal) = admin.create_submission_queue(watch, qid, shape.entries, sq) else {
                 return Ok(());
             };
@@ -147,8 +162,11 @@ impl<P: Payload> QueuePair<P> {
                 drop(ManuallyDrop::into_inner(held));
                 Err((error, Deleted::Yes))
             }
-            // The device may know the queues: their memory and their number stay taken.
-            Err(error) => Err((error, Deleted::No)),
+            // The device may know the queues: their memory and their number stay taken until it is stopped.
+            Err(error) => {
+                device.bury(ManuallyDrop::into_inner(held));
+                Err((error, Deleted::No))
+            }
         }
     }
 
@@ -216,6 +234,7 @@ impl<P: Payload> QueuePair<P> {
         }
         self.stats.completions += u64::from(consumed);
         self.stats.cq_doorbells += u64::from(self.held.completions.ring());
+        self.sleep.note_polled(consumed);
         result.map(|()| consumed)
     }
 
@@ -233,11 +252,16 @@ impl<P: Payload> QueuePair<P> {
         self.held.slots.len() - self.held.slots.free()
     }
 
-    /// A descriptor that polls readable when a [`pump`](Self::pump) would post a completion; `None` where the
-    /// device has none, and then only polling tells.
-    #[must_use]
-    pub fn wakeup_fd(&self) -> Option<RawFd> {
-        self.drive.as_ref().and_then(|drive| drive.wakeup_fd())
+    /// Gets ready for an owner that wants to sleep, and says what will wake it. Interrupts reach the processor from
+    /// then on; an owner that comes to poll again switches them off in passing.
+    pub fn prepare_to_sleep(&mut self) -> Wakeup {
+        if let Some(drive) = &self.drive {
+            return drive.wakeup_fd().map_or(Wakeup::Pump, Wakeup::Descriptor);
+        }
+        let wakeup = self.sleep.prepare();
+        // What was completed before the interrupt was armed and drained is seen here.
+        let is_ready = self.failure.is_none() && self.held.completions.peek().is_some();
+        if is_ready { Wakeup::Ready } else { wakeup }
     }
 
     /// What the queue pair has done so far.
@@ -255,9 +279,16 @@ impl<P: Payload> QueuePair<P> {
     /// Looks at the controller's status: for an owner whose commands don't complete.
     ///
     /// # Errors
-    /// [`DriverError::Gone`] when the device was removed, [`DriverError::ControllerFatal`] when it has failed.
+    /// [`DriverError::Gone`] when the device was removed, [`DriverError::ControllerFatal`] when it has failed,
+    /// [`DriverError::NotReady`] when it was reset from outside.
     pub fn check(&self) -> Result<(), DriverError> {
         self.device.check()
+    }
+
+    /// As [`Controller::is_release_requested`](crate::Controller::is_release_requested).
+    #[must_use]
+    pub fn is_release_requested(&self) -> bool {
+        self.device.is_release_requested()
     }
 
     /// Deletes the queues on the device and hands every payload still in flight to `sink`: with its result where
@@ -266,7 +297,7 @@ impl<P: Payload> QueuePair<P> {
     ///
     /// # Errors
     /// When the device doesn't confirm the deletion and can't be kept from memory either; payloads in flight are
-    /// then leaked, since the device may still write to their memory.
+    /// then kept until the controller is stopped, since the device may still write to their memory.
     pub fn close(mut self, mut sink: impl FnMut(Completion<P>)) -> Result<(), DriverError> {
         let ending = self.delete_queues()?;
         self.drain(ending, &mut sink);
@@ -338,7 +369,7 @@ impl<P: Payload> QueuePair<P> {
                 CommandError::Aborted
             }
             // Only a reset helps such a controller, so this takes nothing from its other queues.
-            Err(DriverError::Gone | DriverError::ControllerFatal { .. }) if device.stop() => {
+            Err(error) if device.is_lost(&error) && device.stop() => {
                 device.return_queue_id(qid, Deleted::No);
                 CommandError::Gone
             }
@@ -381,8 +412,11 @@ impl<P: Payload> Drop for QueuePair<P> {
                     qid = self.qid,
                     in_flight = self.in_flight(),
                     %error,
-                    "an I/O queue could not be deleted; its payloads in flight are leaked on purpose"
+                    "an I/O queue could not be deleted; its payloads in flight are kept until the controller is stopped"
                 );
+                // SAFETY: `held` is taken here only, and nothing uses it afterwards.
+                #[expect(unsafe_code, reason = "moved to where it stays until the device cannot touch it")]
+                self.device.bury(unsafe { ManuallyDrop::take(&mut self.held) });
             }
         }
     }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Once};
 use foliant_nvme_spec::PAGE_BYTES;
 use foliant_nvme_transport::{DmaMemory, Iova, Transport};
 use memmap2::{Advice, MmapMut, MmapOptions};
+use rustix::mm::madvise;
 
 use crate::controller::Hugepages;
 use crate::error::ArenaError;
@@ -54,7 +55,8 @@ impl Region {
         len_bytes: usize,
         hugepages: Hugepages,
     ) -> Result<Arc<Self>, ArenaError> {
-        let memory = Memory::allocate(len_bytes.next_multiple_of(PAGE_BYTES), hugepages)?;
+        let locking = if transport.pins_memory() { Locking::ByMapping } else { Locking::Lock };
+        let memory = Memory::allocate(len_bytes.next_multiple_of(PAGE_BYTES), hugepages, locking)?;
         let (base, len_bytes) = (memory.base(), memory.len_bytes());
         // SAFETY: `Region` keeps the memory allocated until `drop` has unmapped it, and the arena hands out no
         // reference to a part that a command names (rule 1 of the crate).
@@ -118,6 +120,15 @@ impl Drop for Region {
     }
 }
 
+/// Who keeps ordinary pages in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Locking {
+    /// We lock them. A limit that forbids it costs a warning.
+    Lock,
+    /// Mapping them for the device pins them; a lock beside that would count twice against the limit.
+    ByMapping,
+}
+
 /// Zeroed, page-aligned memory of the process.
 enum Memory {
     Huge { base: NonNull<u8>, layout: Layout },
@@ -125,9 +136,9 @@ enum Memory {
 }
 
 impl Memory {
-    fn allocate(len_bytes: usize, hugepages: Hugepages) -> Result<Self, ArenaError> {
+    fn allocate(len_bytes: usize, hugepages: Hugepages, locking: Locking) -> Result<Self, ArenaError> {
         let page_bytes = match hugepages {
-            Hugepages::Never => return Self::ordinary(len_bytes),
+            Hugepages::Never => return Self::ordinary(len_bytes, locking),
             Hugepages::Prefer | Hugepages::Require => hugepages::page_bytes(),
         };
         if let Some(memory) = page_bytes.and_then(|page_bytes| Self::huge(len_bytes, page_bytes)) {
@@ -140,7 +151,7 @@ impl Memory {
             (Hugepages::Require, None) => Err(ArenaError::HugepagesUnknown),
             (Hugepages::Never | Hugepages::Prefer, _) => {
                 warn_of_fallback(len_bytes, page_bytes);
-                Self::ordinary(len_bytes)
+                Self::ordinary(len_bytes, locking)
             }
         }
     }
@@ -151,21 +162,23 @@ impl Memory {
         // SAFETY: the layout isn't empty: a region holds the admin queue at least.
         #[expect(unsafe_code, reason = "hugepage-rs hands out raw memory")]
         let base = NonNull::new(unsafe { hugepage_rs::alloc(layout) })?;
+        // SAFETY: the range is the memory that was just allocated, and the advice changes nothing in this process.
+        #[expect(unsafe_code, reason = "advice about raw memory")]
+        let kept = unsafe { madvise(base.as_ptr().cast(), layout.size(), rustix::mm::Advice::LinuxDontFork) };
+        warn_of_fork(kept.map_err(Into::into));
         Some(Self::Huge { base, layout })
     }
 
-    fn ordinary(len_bytes: usize) -> Result<Self, ArenaError> {
+    fn ordinary(len_bytes: usize, locking: Locking) -> Result<Self, ArenaError> {
         let refused = |source| ArenaError::Memory { len_bytes, source };
         let mut map = MmapOptions::new().len(len_bytes).map_anon().map_err(refused)?;
         if let Err(error) = map.advise(Advice::HugePage) {
             tracing::debug!(%error, "no transparent hugepages for the DMA arena");
         }
-        let locked = match map.lock() {
-            Ok(()) => true,
-            Err(error) => {
-                warn_of_memlock(len_bytes, &error);
-                false
-            }
+        warn_of_fork(map.advise(Advice::DontFork));
+        let locked = match locking {
+            Locking::ByMapping => true,
+            Locking::Lock => map.lock().inspect_err(|error| warn_of_memlock(len_bytes, error)).is_ok(),
         };
         let base =
             NonNull::new(map.as_mut_ptr()).ok_or_else(|| refused(std::io::ErrorKind::OutOfMemory.into()))?;
@@ -195,6 +208,14 @@ impl Drop for Memory {
                 hugepage_rs::dealloc(base.as_ptr(), *layout);
             }
         }
+    }
+}
+
+/// Memory that a device reads and writes must not be shared with a child: after a fork the next store would move it to
+/// other frames, while the device keeps the old ones. So a child doesn't get it at all.
+fn warn_of_fork(kept: std::io::Result<()>) {
+    if let Err(error) = kept {
+        tracing::warn!(%error, "the DMA arena can't be kept from child processes; this process must not fork");
     }
 }
 

@@ -380,7 +380,7 @@ fn dropping_deletes_the_queues_and_gives_memory_and_number_back() {
 }
 
 #[test]
-fn payloads_are_leaked_when_the_device_does_not_confirm_the_deletion() {
+fn payloads_are_kept_until_the_controller_is_stopped_when_the_deletion_is_not_confirmed() {
     let (fake, controller) = controller();
     let mut queue = controller.queue_pair().unwrap();
     submit_reads(&fake, &controller, &mut queue, 3);
@@ -390,7 +390,49 @@ fn payloads_are_leaked_when_the_device_does_not_confirm_the_deletion() {
     assert_eq!(controller.arena().free_bytes(), free_bytes);
     drop(controller);
     assert!(!fake.state().cc.en());
-    assert_eq!(fake.state().mappings.len(), 1, "the leaked payloads keep their memory mapped");
+    assert!(fake.state().mappings.is_empty(), "nothing is lost once the controller is disabled");
+    assert!(!fake.state().unmapped_while_enabled);
+}
+
+#[test]
+fn a_queue_that_failed_lets_its_owner_sleep() {
+    let (fake, controller) = controller();
+    let mut queue = controller.queue_pair().unwrap();
+    let commands = submit_reads(&fake, &controller, &mut queue, 2);
+    fake.complete(QID, 0x77, Status::SUCCESS);
+    fake.complete(QID, commands[0].cdw0.cid(), Status::SUCCESS);
+    queue.poll(8, |_| ()).unwrap_err();
+    for _ in 0..3 {
+        assert_ne!(queue.prepare_to_sleep(), crate::Wakeup::Ready, "nobody will ever take it");
+        queue.poll(8, |_| ()).unwrap_err();
+    }
+}
+
+/// The controller was reset by somebody else, and its admin queue with it.
+fn reset_from_outside(fake: &FakeTransport) {
+    let cc = fake.state().cc;
+    fake.state().cc = cc.with_en(false);
+    fake.state().admin_fault = AdminFault::Silent(AdminOpcode::CREATE_IO_COMPLETION_QUEUE);
+}
+
+#[test]
+fn a_queue_that_could_not_be_created_after_a_reset_keeps_nothing_once_the_controller_is_dropped() {
+    let (fake, controller) = controller();
+    reset_from_outside(&fake);
+    let error = controller.queue_pair::<()>().unwrap_err();
+    assert!(matches!(error, DriverError::NotReady), "{error}");
+    drop(controller);
+    assert!(!fake.state().cc.en());
+    assert!(fake.state().mappings.is_empty());
+}
+
+#[test]
+fn a_queue_beside_one_that_could_not_be_created_after_a_reset_is_closed_as_gone() {
+    let (fake, controller) = controller();
+    let idle = controller.queue_pair::<()>().unwrap();
+    reset_from_outside(&fake);
+    assert!(controller.queue_pair::<()>().is_err());
+    idle.close(|_| ()).unwrap();
 }
 
 #[test]

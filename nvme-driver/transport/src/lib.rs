@@ -144,6 +144,35 @@ pub trait QueueDrive: Send {
     fn wakeup_fd(&self) -> Option<RawFd>;
 }
 
+/// The interrupt of one queue pair: what lets its owner sleep while the device works.
+///
+/// It starts disarmed. An owner that polls leaves it so and pays for no interrupt; one that is about to sleep
+/// arms it, drains it, looks at its queue a last time, and then waits for [`fd`](Self::fd). Whatever the
+/// device completes after the drain makes the descriptor readable.
+pub trait QueueInterrupt: Send {
+    /// The number that the completion queue is created with (Interrupt Vector, IV).
+    fn vector(&self) -> u16;
+
+    /// Polls readable when an interrupt came since the last [`drain`](Self::drain). It stays the same descriptor
+    /// as long as `self` lives.
+    fn fd(&self) -> RawFd;
+
+    /// Lets interrupts reach the descriptor. One that the device raised while disarmed may come now.
+    ///
+    /// # Errors
+    /// Whatever the system said; the interrupt is disarmed then.
+    fn arm(&mut self) -> Result<(), TransportError>;
+
+    /// Keeps interrupts from the processor.
+    ///
+    /// # Errors
+    /// Whatever the system said; the interrupt may still be armed then, which costs time only.
+    fn disarm(&mut self) -> Result<(), TransportError>;
+
+    /// Forgets the interrupts that came.
+    fn drain(&mut self);
+}
+
 /// Access to one NVMe controller.
 ///
 /// # Safety
@@ -213,4 +242,26 @@ pub unsafe trait Transport: Send + Sync {
     /// How to drive queue pair `qid` (0 is the admin queue), for a device without a thread of its own; `None`
     /// for hardware, which drives itself.
     fn queue_drive(&self, qid: u16) -> Option<Box<dyn QueueDrive>>;
+
+    /// An interrupt for I/O queue pair `qid`; `None` where there is none, and then polling alone tells. Asked for
+    /// once in the life of a queue pair, before the device learns of it.
+    ///
+    /// # Errors
+    /// Whatever kept the interrupt from being set up.
+    fn queue_interrupt(&self, qid: u16) -> Result<Option<Box<dyn QueueInterrupt>>, TransportError> {
+        let _ = qid;
+        Ok(None)
+    }
+
+    /// Whether [`map_dma`](Self::map_dma) pins the memory by itself, so that it needn't (and, since the system
+    /// counts both, shouldn't) be locked beforehand.
+    fn pins_memory(&self) -> bool {
+        false
+    }
+
+    /// Whether the system wants the device back (its driver is being unbound, or it is about to be unplugged):
+    /// the device works on until the transport is dropped, and who asked waits for that.
+    fn is_release_requested(&self) -> bool {
+        false
+    }
 }
