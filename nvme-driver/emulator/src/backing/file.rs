@@ -5,9 +5,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use foliant_nvme_spec::PAGE_BYTES;
 use memmap2::MmapMut;
@@ -237,11 +238,47 @@ fn create(path: &Path, size_bytes: u64) -> io::Result<File> {
     Ok(file)
 }
 
+/// How long the lock of a process that has ended is waited for: the kernel finishes the io_uring of a killed process,
+/// a flush perhaps, after the process is gone, and keeps the file open and locked until then.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+
+/// Locks the image against other controllers, in this process and in others.
 fn lock_exclusively(file: &File, path: &Path) -> Result<(), EmulatedError> {
-    rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive).map_err(|errno| match errno {
-        Errno::WOULDBLOCK => EmulatedError::FileInUse { path: path.to_owned() },
-        errno => EmulatedError::File { what: "lock", path: path.to_owned(), source: errno.into() },
-    })
+    let begin = Instant::now();
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) if begin.elapsed() < LOCK_WAIT && is_lock_left_behind(file) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(Errno::WOULDBLOCK) => return Err(EmulatedError::FileInUse { path: path.to_owned() }),
+            Err(errno) => {
+                return Err(EmulatedError::File {
+                    what: "lock",
+                    path: path.to_owned(),
+                    source: errno.into(),
+                });
+            }
+        }
+    }
+}
+
+/// Whether the process that locked the file may have ended (`/proc/locks`: "… FLOCK ADVISORY WRITE pid device:inode …",
+/// without the locks of processes that have ended, or aren't in sight).
+fn is_lock_left_behind(file: &File) -> bool {
+    let Ok(inode) = file.metadata().map(|metadata| format!(":{}", metadata.ino())) else { return false };
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    let holder = locks.lines().find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let at = fields.iter().position(|field| *field == "FLOCK")?;
+        fields.get(at + 4)?.ends_with(&inode).then(|| fields.get(at + 3)?.parse::<i32>().ok())?
+    });
+    let Some(process) = holder else { return true };
+    // "pid (name) state": the name may hold anything, a parenthesis too.
+    match fs::read_to_string(format!("/proc/{process}/stat")) {
+        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
+        Err(error) => error.kind() == ErrorKind::NotFound,
+    }
 }
 
 /// The size of the device, once the file and what was asked for agree.

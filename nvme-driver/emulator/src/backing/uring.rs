@@ -51,6 +51,8 @@ impl UringEngine {
     /// Whether this process may use io_uring, and the kernel knows every operation needed.
     pub(crate) fn probe() -> io::Result<()> {
         let ring = IoUring::new(2)?;
+        // A seccomp profile may allow one of the three calls and forbid another.
+        ring.submit()?;
         let mut probe = Probe::new();
         ring.submitter().register_probe(&mut probe)?;
         let needed =

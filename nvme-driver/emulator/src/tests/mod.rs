@@ -6,3 +6,4 @@ mod file;
 mod host;
 mod io;
 mod power;
+mod system;
