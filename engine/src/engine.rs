@@ -216,6 +216,13 @@ impl Engine {
         Ok(mapping)
     }
 
+    /// Whether the system wants the device back: somebody unbinds it from its driver, or is about to unplug it. The
+    /// engine works on, and who asked waits until it is [closed](Self::close). A warning goes on record too. Once true it stays so, though who asked may have given up.
+    #[must_use]
+    pub fn is_release_requested(&self) -> bool {
+        self.controller.as_ref().is_some_and(Controller::is_release_requested)
+    }
+
     /// Counters since open.
     #[must_use]
     pub fn stats(&self) -> EngineStats {

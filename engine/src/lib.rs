@@ -48,9 +48,10 @@ mod table;
 mod writeback;
 
 pub use cache::frames::PAGE_BYTES;
+pub use device::transport;
 pub use engine::Engine;
 pub use error::{Error, Operation, Result};
-pub use foliant_nvme::{ArenaBacking, CommandError, ControllerIdentity, Iova, Lba, Namespace};
+pub use foliant_nvme::{ArenaBacking, CommandError, ControllerIdentity, Iova, Lba, Namespace, Wakeup};
 pub use mapping::{Mapping, MappingOptions};
 pub use options::{EngineOptions, Hugepages, ShardThreads};
 pub use pin::{PagePin, PagePinMut};

@@ -167,6 +167,7 @@ impl TagNodes {
         }
     }
 
+    #[cfg(any(test, debug_assertions))]
     pub(crate) fn is_set(&self, leaf: u32, slot: u32, tag: Tag) -> bool {
         self.word(leaf, tag) >> slot & 1 != 0
     }

@@ -25,12 +25,12 @@ pub(crate) mod runner;
 pub(crate) mod write;
 
 use std::collections::VecDeque;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Receiver;
-use foliant_nvme::{Completion, QueuePair};
+use foliant_nvme::{Completion, QueuePair, Wakeup};
 
 use crate::cache::folio::FrameId;
 use crate::cache::{MAPPINGS_MAX, ShardCache};
@@ -217,6 +217,10 @@ impl Shard {
             self.checked_ns = now_ns;
             self.check_deadlines();
             self.check_device();
+            if self.link.shard == 0 {
+                // The transport puts it on record; what to do is the embedding application's decision.
+                let _ = self.queue.is_release_requested();
+            }
         }
         self.submit_reads();
         progressed |= self.step_syncs();
@@ -239,10 +243,33 @@ impl Shard {
         Step { progressed, waiting, due_ns }
     }
 
-    /// A descriptor that polls readable when a sleeping shard should be polled again because of its device.
+    /// Gets ready to sleep, and says by what the device will wake the sleeper: [`Wakeup::Ready`] when there is
+    /// something to do at once, [`Wakeup::Pump`] when only the time that the last [`Step`] named has to be kept. Other
+    /// threads wake the sleeper by the [`bell`](Self::bell). Whoever sleeps waits for all three, and calls
+    /// [`wake`](Self::wake) before it polls again.
+    pub fn prepare_to_sleep(&mut self) -> Wakeup {
+        self.link.doze.announce();
+        // What was sent before the announcement is seen here, what comes after it rings. A kernel's call for the
+        // device's interrupt is only made once there is nothing else.
+        if self.has_messages() || self.link.is_kicked() {
+            return Wakeup::Ready;
+        }
+        if self.failed || self.queue.in_flight() == 0 {
+            return Wakeup::Pump;
+        }
+        self.queue.prepare_to_sleep()
+    }
+
+    /// A descriptor that polls readable when another thread wants a shard that sleeps.
     #[must_use]
-    pub fn wakeup_fd(&self) -> Option<RawFd> {
-        self.queue.wakeup_fd()
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.link.bell.as_fd()
+    }
+
+    /// The sleeper is awake: nobody has to ring any more.
+    pub fn wake(&mut self) {
+        self.link.doze.rouse();
+        let _ = rustix::io::read(&self.link.bell, &mut [0u8; 8]);
     }
 
     fn take_requests(&mut self) -> bool {

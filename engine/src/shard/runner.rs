@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use foliant_nvme::Wakeup;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::time::Timespec;
 
@@ -32,7 +33,7 @@ pub(crate) fn run(mut shard: Shard, origin: Instant, stop: &AtomicBool) -> Shard
             std::hint::spin_loop();
             continue;
         }
-        sleep(&shard, step, origin);
+        sleep(&mut shard, step, origin);
         idle = 0;
     }
     shard.close();
@@ -54,34 +55,33 @@ fn guarded_poll(shard: &mut Shard, origin: Instant) -> Step {
 }
 
 /// Sleeps until a message, the device, or the time that the shard named.
-fn sleep(shard: &Shard, step: Step, origin: Instant) {
-    let link = shard.link();
-    link.doze.announce();
-    // The last look: whatever was sent before the announcement is seen here, whatever comes after it rings.
-    if shard.has_messages() || link.is_kicked() {
-        link.doze.rouse();
-        return;
+fn sleep(shard: &mut Shard, step: Step, origin: Instant) {
+    let wakeup = shard.prepare_to_sleep();
+    if wakeup == Wakeup::Ready {
+        return shard.wake();
     }
-    bump(&link.counters.sleeps, 1);
+    bump(&shard.link().counters.sleeps, 1);
     let now_ns = origin.elapsed().as_nanos() as u64;
-    let wait_ns = step.due_ns.map_or(SLEEP_MAX_NS, |due| due.saturating_sub(now_ns).min(SLEEP_MAX_NS));
+    let max_ns = if wakeup == Wakeup::Nothing { POLLED_NAP_NS } else { SLEEP_MAX_NS };
+    let wait_ns = step.due_ns.map_or(max_ns, |due| due.saturating_sub(now_ns).min(max_ns));
     let wait = Duration::from_nanos(wait_ns);
     let timeout = Timespec { tv_sec: wait.as_secs() as i64, tv_nsec: i64::from(wait.subsec_nanos()) };
-    let bell = PollFd::new(&link.bell, PollFlags::IN);
+    let bell = PollFd::from_borrowed_fd(shard.bell(), PollFlags::IN);
     // An interrupted or failed wait only means that the shard looks again earlier.
-    let _ = match shard.wakeup_fd() {
-        None => poll(&mut [bell], Some(&timeout)),
-        Some(fd) => {
+    let _ = match wakeup {
+        Wakeup::Descriptor(fd) => {
             // SAFETY: the descriptor belongs to the shard's queue, which `shard` keeps alive while it is borrowed.
             #[expect(unsafe_code, reason = "the transport names its descriptor by number")]
             let device = unsafe { BorrowedFd::borrow_raw(fd) };
             poll(&mut [bell, PollFd::from_borrowed_fd(device, PollFlags::IN)], Some(&timeout))
         }
+        Wakeup::Ready | Wakeup::Pump | Wakeup::Nothing => poll(&mut [bell], Some(&timeout)),
     };
-    link.doze.rouse();
-    let mut drained = [0; 8];
-    let _ = rustix::io::read(&link.bell, &mut drained);
+    shard.wake();
 }
+
+/// How long a shard naps whose device has no interrupt and holds commands.
+const POLLED_NAP_NS: u64 = 20_000;
 
 /// A sleeping shard looks around this often even if nothing calls it, so that `stop` needs no bell of its own.
 const SLEEP_MAX_NS: u64 = 1_000_000_000;
