@@ -1,5 +1,9 @@
 //! The bed on which cross-layer tests lie: an engine whose shards the test polls itself, on an emulated
 //! controller with a clock that the test moves. Nothing happens between two steps, and nothing sleeps.
+//!
+//! [`conformance`] lies beside it: the driver alone, on any controller.
+
+pub mod conformance;
 
 use std::future::Future;
 use std::pin::pin;

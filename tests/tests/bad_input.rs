@@ -23,10 +23,13 @@ fn each_wrong_uri_is_refused_with_what_would_be_right() {
     std::fs::write(&small, [0; 1000]).unwrap();
     let small_plain = format!("emu:{}?lba=512", small.display());
     let small_sized = format!("emu:{}?size=1MiB", small.display());
-    let cases: [(&str, &[&str]); 12] = [
+    let cases: [(&str, &[&str]); 15] = [
         ("", &["begins with its scheme"]),
         ("disk.img", &["begins with its scheme", "emu:PATH?size=SIZE"]),
-        ("vfio:0000:01:00.0", &["\"vfio\" is not known"]),
+        ("nvme:0000:01:00.0", &["\"nvme\" is not known", "vfio:0000:01:00.0"]),
+        ("vfio:0000:ff:1f.7", &["0000:ff:1f.7"]),
+        ("vfio:01:00.0?iommu=none", &["iommu=none", "iommu=group"]),
+        ("vfio-noiommu:first", &["first", "vfio-noiommu:0000:01:00.0"]),
         ("emu:", &["emu:"]),
         ("emu:ram", &["size"]),
         ("emu:ram?size=12", &["12", "4096"]),
