@@ -3,14 +3,18 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use foliant_nvme_pci::PciAddress;
 
+use crate::bench::ReportFile;
 use crate::size::ByteSize;
 use crate::target::Target;
 
 /// Foliant: a userspace NVMe storage engine that databases embed.
 ///
-/// DEVICE and URI are emu:PATH?size=SIZE for an emulated controller on an image file, emu:ram?size=SIZE for one in
-/// memory, emu:null?size=SIZE for one that moves no data. More parameters: lba=512|4096, mdts=SIZE, queues=N,
+/// DEVICE and URI are vfio:ADDRESS for a drive that is bound to vfio-pci, such as vfio:0000:01:00.0 (with
+/// ?iommu=group|iommufd to choose the kernel's interface; vfio-noiommu:ADDRESS without an IOMMU), emu:PATH?size=SIZE
+/// for an emulated controller on an image file, emu:ram?size=SIZE for one in memory, emu:null?size=SIZE for one that
+/// moves no data. More parameters of emu: lba=512|4096, mdts=SIZE, queues=N,
 /// entries=N, vwc=0|1, latency_us=N, noiob=BLOCKS, ns=N, engine=auto|uring|plain, direct=auto|on|off.
 ///
 /// Results go to standard output, everything else to standard error. RUST_LOG=info shows what happens inside.
@@ -22,6 +26,8 @@ use crate::target::Target;
   foliant identify 'emu:ram?size=1GiB'
   foliant bench 'emu:null?size=1TiB' --seconds 3
   foliant replay trace.csv --device 'emu:disk.img?size=40GiB&lba=512' --cache 256MiB --verify
+  foliant devices
+  foliant doctor
 
 Exit status: 0 done and verified, 1 an error or a failed verification, 2 a wrong command line."
 )]
@@ -34,12 +40,23 @@ pub(crate) struct Cli {
 pub(crate) enum Command {
     /// Take files into a redb database on Foliant while the power fails again and again.
     Demo(DemoOptions),
+    /// The process of `demo --device` that commits, and gets killed.
+    #[command(hide = true)]
+    DemoWorker(DemoWorkerOptions),
     /// Replay a block trace through the page cache, and verify every sector.
     Replay(ReplayOptions),
     /// Show what a controller says of itself and its namespaces.
     Identify(IdentifyOptions),
     /// Measure a device, by the driver alone or through the page cache.
     Bench(BenchOptions),
+    /// List this machine's NVMe controllers, and who uses them.
+    Devices(DevicesOptions),
+    /// Take an NVMe controller from the kernel and give it to vfio-pci, so that Foliant can open it.
+    Bind(BindOptions),
+    /// Give an NVMe controller back to the kernel.
+    Unbind(UnbindOptions),
+    /// Check what this machine needs to drive NVMe hardware, and say what mends each shortfall.
+    Doctor(DoctorOptions),
 }
 
 impl Command {
@@ -47,8 +64,12 @@ impl Command {
     /// don't come from that.
     pub(crate) fn log_filter(&self) -> &'static str {
         match self {
-            Self::Demo(_) => "warn,foliant=off,foliant_nvme=off,foliant_nvme::region=warn",
-            Self::Replay(_) | Self::Identify(_) | Self::Bench(_) => "warn",
+            Self::Demo(DemoOptions { device: None, .. }) => {
+                "warn,foliant=off,foliant_nvme=off,foliant_nvme::region=warn"
+            }
+            // What there is to warn of, the process that started it has said.
+            Self::DemoWorker(_) => "error",
+            _ => "warn",
         }
     }
 }
@@ -61,11 +82,18 @@ impl Command {
   foliant demo                                  the sources of this checkout, five power cuts
   foliant demo /usr/share/doc/bash --cuts 20    your own files
   foliant demo --seed 42 --cache 1MiB           choose where the power is cut; a smaller cache
+  foliant demo --device vfio:0000:01:00.0 --overwrite   on a drive, where the process is killed instead
   foliant demo --json | jq .verdict")]
 pub(crate) struct DemoOptions {
     /// Files, or directories with all that's in them; the sources of the checkout when none are named.
     pub(crate) files: Vec<PathBuf>,
-    /// How often the power is cut.
+    /// A drive or an image file to run on; the process is then killed instead of the power cut.
+    #[arg(long, value_name = "URI")]
+    pub(crate) device: Option<Target>,
+    /// Allow overwriting the drive, or an image that holds data.
+    #[arg(long, requires = "device")]
+    pub(crate) overwrite: bool,
+    /// How often the power is cut, or the process killed.
     #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=1000))]
     pub(crate) cuts: u32,
     /// Decides when the power is cut and what survives; random when not given, and always shown. Threads run as the
@@ -81,6 +109,22 @@ pub(crate) struct DemoOptions {
     /// Print the result as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Commits the transactions that its standard input names; see `demo::worker`.
+#[derive(Args, Debug)]
+pub(crate) struct DemoWorkerOptions {
+    /// As of `demo`.
+    pub(crate) files: Vec<PathBuf>,
+    /// As of `demo`.
+    #[arg(long, value_name = "URI")]
+    pub(crate) device: Target,
+    /// As of `demo`.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) cache: ByteSize,
+    /// As of `demo`.
+    #[arg(long, value_name = "N")]
+    pub(crate) threads: u16,
 }
 
 /// Replays a block trace (CSV with the columns version,time,op,size,lbn: op 28 reads and 2a writes, size in bytes,
@@ -148,7 +192,8 @@ pub(crate) enum Pattern {
   foliant bench 'emu:null?size=1TiB'                                what driver and emulator cost together
   foliant bench 'emu:disk.img?size=8GiB' --mix 70 --block 16KiB     70 % reads; makes the image if it's missing
   foliant bench 'emu:ram?size=1GiB' --cached --cache 256MiB         through the page cache
-  foliant bench 'emu:ram?size=1GiB' --pattern sequential --block 128KiB --depth 8 --json")]
+  foliant bench 'emu:ram?size=1GiB' --pattern sequential --block 128KiB --depth 8 --json
+  foliant bench vfio:0000:01:00.0 --seconds 60 --report drive.html  with plots, to show around")]
 pub(crate) struct BenchOptions {
     /// The device.
     pub(crate) uri: Target,
@@ -183,9 +228,88 @@ pub(crate) struct BenchOptions {
     /// Access only the first SIZE bytes of the namespace.
     #[arg(long, value_name = "SIZE")]
     pub(crate) range: Option<ByteSize>,
+    /// Measure at 1, 2, 4, ... 128 accesses in flight as well, a quarter of the time at each and at most 10 s.
+    #[arg(long)]
+    pub(crate) sweep: bool,
+    /// Write a report with plots, machine and drive to FILE, as HTML or, where it ends in .svg, as one picture. Implies
+    /// --sweep.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) report: Option<ReportFile>,
     /// Allow overwriting an image that holds data.
     #[arg(long)]
     pub(crate) overwrite: bool,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Lists the NVMe controllers on PCI: where they are, model and size as the kernel's driver knows them, driver, IOMMU
+/// group, NUMA node, and everything that uses them. Changes nothing. Run as root it sees all processes; otherwise it
+/// says what it can't tell.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  foliant devices
+  foliant devices --json | jq '.controllers[] | select(.used_by == []) | .address'")]
+pub(crate) struct DevicesOptions {
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Takes a controller from the kernel's NVMe driver and gives it to vfio-pci. Refused where any of its namespaces is
+/// mounted, swap, held by LVM, RAID or encryption, exported or open, and where that can't be told; and where another
+/// device of its IOMMU group has a driver of its own. When it fails half-way, the controller goes back. It lasts until
+/// the next boot, or `foliant unbind`.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  foliant bind 0000:01:00.0
+  foliant bind 01:00.0 --owner postgres     the database may open it without being root
+  foliant bind 01:00.0 --noiommu            on a machine without an IOMMU: read what that gives up")]
+pub(crate) struct BindOptions {
+    /// The controller's PCI address.
+    #[arg(value_name = "BDF")]
+    pub(crate) address: PciAddress,
+    /// Give the nodes by which the controller is opened to this user, by name or number.
+    #[arg(long, value_name = "USER")]
+    pub(crate) owner: Option<String>,
+    /// Do without an IOMMU. The drive, and whatever steers it, can then write anywhere in this machine's memory.
+    #[arg(long)]
+    pub(crate) noiommu: bool,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Takes a controller from vfio-pci and lets the kernel's NVMe driver have it. Refused while a process has it open.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  foliant unbind 0000:01:00.0")]
+pub(crate) struct UnbindOptions {
+    /// The controller's PCI address.
+    #[arg(value_name = "BDF")]
+    pub(crate) address: PciAddress,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Checks IOMMU, kernel modules, permissions, hugepages, locked memory, processors and the controllers themselves, and
+/// prints for each shortfall the command that mends it. Changes nothing. Exits with 0 when nothing blocks.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  foliant doctor
+  foliant doctor --device 0000:01:00.0 --user postgres --cache 16GiB
+  foliant doctor --json | jq '.findings[] | select(.severity == \"blocks\") | .commands'")]
+pub(crate) struct DoctorOptions {
+    /// The controller to be used; all of them when none is named.
+    #[arg(long, value_name = "BDF")]
+    pub(crate) device: Option<PciAddress>,
+    /// The user who is to run the database; whoever runs this when not given.
+    #[arg(long, value_name = "USER")]
+    pub(crate) user: Option<String>,
+    /// Size of the page cache that memory is checked for.
+    #[arg(long, default_value = "1GiB", value_name = "SIZE")]
+    pub(crate) cache: ByteSize,
     /// Print the result as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -203,7 +327,7 @@ mod tests {
 
     #[test]
     fn every_command_shows_examples() {
-        for command in Cli::command().get_subcommands_mut() {
+        for command in Cli::command().get_subcommands_mut().filter(|command| !command.is_hide_set()) {
             let help = command.render_long_help().to_string();
             assert!(help.contains("Examples:"), "{help}");
         }

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use foliant_nvme::{ArenaError, CommandError, DriverError, QueueError, Status, SubmitError};
 use foliant_nvme_emulated::EmulatedError;
+use foliant_nvme_pci::PciError;
+use foliant_nvme_vfio::VfioError;
 
+use crate::bind::BindError;
 use crate::size::ByteSize;
 
 /// Why a command could not run to its end. A failed verification isn't an error but a
@@ -25,6 +28,10 @@ pub(crate) enum Error {
         path.display()
     )]
     ForeignImage { path: PathBuf, offset: u64, command: &'static str },
+    #[error(
+        "{command} would overwrite the drive {uri}, whatever it holds; add --overwrite if all of it may go"
+    )]
+    ForeignDrive { uri: String, command: &'static str },
     #[error(
         "{} doesn't exist, and {command} creates nothing; check the path, or make the image first, for instance \
          by replay or bench",
@@ -58,10 +65,20 @@ pub(crate) enum Error {
     Submit(#[from] SubmitError),
     #[error("a thread panicked while it {what}; please report this with the command line")]
     ThreadPanicked { what: &'static str },
+    #[error("cannot draw {title} of the report: {reason}; please report this with the command line")]
+    Plot { title: &'static str, reason: String },
     #[error("cannot write to standard output: {0}")]
     Stdout(#[source] std::io::Error),
     #[error("redb, {what}: {source}")]
     Redb { what: &'static str, source: Box<redb::Error> },
+    #[error(
+        "there is no user `{name}` in /etc/passwd; for users of a directory service give the number (id -u {name})"
+    )]
+    NoUser { name: String },
+    #[error(transparent)]
+    Pci(#[from] PciError),
+    #[error(transparent)]
+    Bind(#[from] BindError),
     #[error(transparent)]
     Engine(#[from] foliant::Error),
     #[error(transparent)]
@@ -72,6 +89,8 @@ pub(crate) enum Error {
     Queue(#[from] QueueError),
     #[error(transparent)]
     Emulated(#[from] EmulatedError),
+    #[error(transparent)]
+    Vfio(#[from] VfioError),
 }
 
 impl Error {

@@ -35,6 +35,28 @@ impl Latencies {
         self.histogram.add(&other.histogram).expect("histograms of the same bounds add up");
     }
 
+    /// Forgets all times.
+    pub(crate) fn clear(&mut self) {
+        self.histogram.reset();
+    }
+
+    /// How many times there are in each step of a ladder with `per_octave` steps to a factor of two, from the shortest
+    /// time to the longest: the ends of the step in microseconds, and the number.
+    pub(crate) fn steps(&self, per_octave: u32) -> Vec<(f64, f64, u64)> {
+        if self.histogram.is_empty() {
+            return Vec::new();
+        }
+        let at = |step: i32| (f64::from(step) / f64::from(per_octave)).exp2();
+        let step_of = |ns: u64| ((ns.max(1) as f64).log2() * f64::from(per_octave)).floor() as i32;
+        let (first, last) = (step_of(self.histogram.min()), step_of(self.histogram.max()));
+        let mut counts = vec![0; (last - first + 1) as usize];
+        for value in self.histogram.iter_recorded() {
+            let index = (step_of(value.value_iterated_to()) - first).clamp(0, last - first);
+            counts[index as usize] += value.count_at_value();
+        }
+        (first..).zip(counts).map(|(step, count)| (at(step) / 1e3, at(step + 1) / 1e3, count)).collect()
+    }
+
     pub(crate) fn summary(&self) -> Summary {
         let at = |quantile| self.histogram.value_at_quantile(quantile) as f64 / 1e3;
         Summary {
@@ -88,7 +110,7 @@ impl std::fmt::Display for Summary {
 }
 
 /// A time in the unit that suits it.
-fn microseconds(us: f64) -> String {
+pub(crate) fn microseconds(us: f64) -> String {
     match us {
         us if us < 1.0 => format!("{:.0} ns", us * 1e3),
         us if us < 1e3 => format!("{us:.1} us"),
@@ -123,8 +145,21 @@ mod tests {
     }
 
     #[test]
-    fn no_times_make_no_bars() {
+    fn every_time_is_in_exactly_one_step_of_the_ladder() {
+        let mut latencies = Latencies::new();
+        let times = [1, 2, 3, 1000, 1024, 1025, 70_000, 3_000_000];
+        times.iter().for_each(|ns| latencies.record(Duration::from_nanos(*ns)));
+        let steps = latencies.steps(4);
+        assert_eq!(steps.iter().map(|(_, _, count)| count).sum::<u64>(), times.len() as u64);
+        assert!(steps.is_sorted_by(|(_, end, _), (begin, ..)| (end - begin).abs() < 1e-9 * end));
+        let (begin, end, _) = steps[0];
+        assert!(begin <= 0.001 && end > 0.001, "{begin} to {end}");
+    }
+
+    #[test]
+    fn no_times_make_no_bars_and_no_steps() {
         assert!(Latencies::new().bars().is_empty());
+        assert!(Latencies::new().steps(4).is_empty());
     }
 
     #[test]

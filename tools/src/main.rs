@@ -10,10 +10,15 @@
 //! | 1 | an error, or the verification failed |
 //! | 2 | the command line can't be understood |
 
+mod account;
 mod activity;
 mod bench;
+mod bind;
 mod cli;
+mod columns;
 mod demo;
+mod devices;
+mod doctor;
 mod error;
 mod identify;
 mod image;
@@ -61,8 +66,13 @@ fn main() -> ExitCode {
 fn run(command: &Command) -> Result<Verdict, Error> {
     match command {
         Command::Demo(options) => demo::run(options),
+        Command::DemoWorker(options) => demo::worker::run(options),
         Command::Replay(options) => replay::run(options),
         Command::Identify(options) => identify::run(options),
         Command::Bench(options) => bench::run(options),
+        Command::Devices(options) => devices::run(options),
+        Command::Bind(options) => bind::run_bind(options),
+        Command::Unbind(options) => bind::run_unbind(options),
+        Command::Doctor(options) => doctor::run(options),
     }
 }

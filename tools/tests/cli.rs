@@ -91,6 +91,10 @@ fn help_shows_examples_for_every_command() {
         &["replay", "--help"],
         &["identify", "--help"],
         &["bench", "--help"],
+        &["devices", "--help"],
+        &["bind", "--help"],
+        &["unbind", "--help"],
+        &["doctor", "--help"],
     ] {
         let output = foliant(arguments);
         let help = text(&output.stdout);
@@ -281,6 +285,33 @@ fn a_demo_over_a_few_files_survives_its_power_cuts() {
 }
 
 #[test]
+fn a_demo_on_a_device_of_its_own_survives_the_kills_of_its_process() {
+    let scratch = Scratch::new();
+    for number in 0..20 {
+        std::fs::write(scratch.path(&format!("file{number}")), vec![number; 3000 * usize::from(number)])
+            .unwrap();
+    }
+    // The image lies elsewhere, or it would be taken in as well.
+    let (directory, images) = (scratch.directory.path().display().to_string(), Scratch::new());
+    let uri = images.uri("image", "size=256MiB");
+    let demo = ["demo", &directory, "--device", &uri, "--cuts", "3", "--seed", "5", "--cache", "512KiB"];
+    let report = expect_json(&demo);
+    assert_eq!(report["verdict"], "passed");
+    let kills = report["kills"].as_array().unwrap();
+    assert_eq!(kills.len(), 3);
+    assert!(kills.iter().all(|kill| kill["verdict"] == "passed" && kill["transactions"].as_u64() > Some(0)));
+    assert!(report["verified"].as_u64() >= report["acknowledged"].as_u64());
+    // What it has left there isn't overwritten unasked.
+    expect_refusal(&demo, 1, &["holds data", "--overwrite"]);
+    expect_refusal(
+        &["demo", "--device", "emu:ram?size=1GiB"],
+        1,
+        &["emu:ram", "kills that process", "vfio:"],
+    );
+    expect_refusal(&["demo", "--overwrite"], 2, &["--device"]);
+}
+
+#[test]
 fn the_demo_names_its_seed_and_ends_with_a_verdict() {
     let scratch = Scratch::new();
     std::fs::write(scratch.path("file"), "content").unwrap();
@@ -321,6 +352,168 @@ fn a_bench_that_cannot_be_done_names_value_and_limit() {
     for (options, words) in refusals {
         expect_refusal(&[&["bench", "emu:null?size=1GiB"], options].concat(), 1, words);
     }
+}
+
+/// Where no host has a PCI function.
+const NOWHERE: &str = "fffffffe:ff:1f.7";
+
+#[test]
+fn an_address_that_is_none_exits_with_2_and_shows_the_form() {
+    for command in ["bind", "unbind"] {
+        expect_refusal(&[command], 2, &["<BDF>"]);
+        expect_refusal(&[command, "nvme0"], 2, &["`nvme0` is no PCI address", "0000:01:00.0"]);
+        expect_refusal(&[command, "01:20.0"], 2, &["the device 20 is beyond 1f"]);
+        expect_refusal(&[command, "01:00.8"], 2, &["the function 8 is beyond 7"]);
+    }
+    expect_refusal(&["doctor", "--device", "01:00"], 2, &["`01:00` is no PCI address"]);
+    expect_refusal(&["doctor", "--cache", "12 bananas"], 2, &["12 bananas"]);
+    expect_refusal(&["identify", "vfio:"], 2, &["no PCI address", "vfio:0000:01:00.0"]);
+    expect_refusal(&["identify", "vfio:01:00.8"], 2, &["function 8 is beyond 7", "vfio:0000:01:00.0"]);
+    expect_refusal(&["identify", "vfio:01:00.0?iommu=none"], 2, &["iommu", "group|iommufd"]);
+    expect_refusal(&["bench", "vfio-noiommu:01:00.0?iommu=group"], 2, &["vfio-noiommu:0000:01:00.0"]);
+    expect_refusal(&["bench", "vfio:/dev/nvme0n1"], 2, &["/dev/nvme0n1", "no PCI address"]);
+}
+
+#[test]
+fn an_address_where_no_function_is_exits_with_1_and_changes_nothing() {
+    let words = [NOWHERE, "no PCI function", "NVMe controller"];
+    expect_refusal(&["bind", NOWHERE], 1, &words);
+    expect_refusal(&["bind", NOWHERE, "--noiommu"], 1, &words);
+    expect_refusal(&["unbind", NOWHERE], 1, &words);
+    expect_refusal(&["doctor", "--device", NOWHERE], 1, &words);
+    for scheme in ["vfio", "vfio-noiommu"] {
+        let uri = format!("{scheme}:{NOWHERE}");
+        expect_refusal(&["identify", &uri], 1, &words);
+        expect_refusal(&["bench", &uri], 1, &words);
+    }
+    for interface in ["group", "iommufd"] {
+        expect_refusal(&["identify", &format!("vfio:{NOWHERE}?iommu={interface}")], 1, &words);
+    }
+}
+
+#[test]
+fn devices_lists_what_there_is_on_any_machine() {
+    let listing = expect_json(&["devices"]);
+    for controller in listing["controllers"].as_array().expect("a list") {
+        assert!(controller["address"].is_string() && controller["used_by"].is_array(), "{controller:#}");
+    }
+    assert_eq!(foliant(&["devices"]).status.code(), Some(0));
+}
+
+#[test]
+fn the_doctors_exit_status_is_its_verdict_and_whatever_blocks_is_explained() {
+    let output = foliant(&["doctor", "--json"]);
+    let report: Value = serde_json::from_slice(&output.stdout).expect("standard output is one JSON object");
+    let findings = report["findings"].as_array().expect("a list");
+    let blocking = || findings.iter().filter(|finding| finding["severity"] == "blocks");
+    let verdict = if blocking().count() == 0 { ("passed", 0) } else { ("failed", 1) };
+    assert_eq!((report["verdict"].as_str(), output.status.code()), (Some(verdict.0), Some(verdict.1)));
+    assert!(
+        blocking().all(|finding| finding["says"].as_str().is_some_and(|says| says.len() > 20)),
+        "{report:#}"
+    );
+    let areas: Vec<&str> = findings.iter().filter_map(|finding| finding["area"].as_str()).collect();
+    for area in ["IOMMU", "kernel modules", "hugepages", "locked memory", "processors", "permissions"] {
+        assert!(areas.contains(&area), "{area}: {report:#}");
+    }
+    let words = foliant(&["doctor"]);
+    assert_eq!(words.status.code(), Some(verdict.1));
+    assert!(text(&words.stdout).contains("foliant identify vfio"));
+    expect_refusal(&["doctor", "--user", "nobody-has-this-name"], 1, &["nobody-has-this-name", "id -u"]);
+}
+
+/// What every report has to tell, escaped or not.
+fn assert_tells(report: &str, words: &[&str]) {
+    for word in words {
+        assert!(report.contains(word), "the report should have {word:?}");
+    }
+    // Nothing is fetched from anywhere, and nothing runs.
+    let elsewhere = report.replace("http://www.w3.org/2000/svg", "");
+    for word in ["http:", "https:", "src=", "url(", "<script", "@import"] {
+        assert!(!elsewhere.contains(word), "the report must not have {word:?}");
+    }
+}
+
+const PLOTS: [&str; 5] = [
+    "Throughput over time",
+    "Latency over time",
+    "Throughput over depth",
+    "Latency over depth",
+    "Spread of latencies",
+];
+
+#[test]
+fn a_report_is_one_file_with_every_plot_the_machine_and_the_drive() {
+    let scratch = Scratch::new();
+    for (name, path) in [("raw.html", "--raw"), ("cached.html", "--cached")] {
+        let file = scratch.path(name).display().to_string();
+        let uri = "emu:ram?size=16MiB&queues=3";
+        let found = expect_json(&["bench", uri, "--seconds", "1", path, "--mix", "60", "--report", &file]);
+        let depths: Vec<_> = found["sweep"].as_array().unwrap().iter().map(|point| &point["depth"]).collect();
+        assert_eq!(depths, [1, 2, 4, 8, 16, 32, 64, 128]);
+        assert_eq!(found["report"], file);
+        let report = std::fs::read_to_string(&file).unwrap();
+        assert!(report.starts_with("<!DOCTYPE html>") && report.ends_with("</html>"), "{name}");
+        assert_eq!(report.matches("<svg ").count(), PLOTS.len());
+        assert_tells(&report, &PLOTS);
+        assert_tells(&report, &["seconds", "operations a second", "latency of an access", "p99.9"]);
+        assert_tells(&report, &["Foliant Emulated NVMe Controller", "emu:ram?size=16MiB&amp;queues=3"]);
+        assert_tells(
+            &report,
+            &["processor", "cores", "NUMA", "kernel", "governor", "prefers-color-scheme:dark"],
+        );
+        assert_tells(&report, &["--mix 60", env!("CARGO_PKG_VERSION")]);
+    }
+    assert_eq!(
+        std::fs::read_dir(scratch.directory.path()).unwrap().count(),
+        2,
+        "nothing else is left behind"
+    );
+}
+
+#[test]
+fn a_report_can_be_one_picture() {
+    let scratch = Scratch::new();
+    let file = scratch.path("picture.svg").display().to_string();
+    let arguments = ["bench", "emu:null?size=1GiB", "--seconds", "1", "--report", &file];
+    let output = foliant(&arguments);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains(&format!("report: {file}")));
+    let picture = std::fs::read_to_string(&file).unwrap();
+    assert!(picture.starts_with("<svg ") && picture.trim_end().ends_with("</svg>"));
+    assert_eq!(picture.matches("<svg").count(), 1);
+    assert_tells(&picture, &PLOTS);
+    assert_tells(&picture, &["processor", "Foliant Emulated NVMe Controller", "prefers-color-scheme:dark"]);
+}
+
+#[test]
+fn whatever_a_device_is_called_is_text_in_its_report() {
+    let scratch = Scratch::new();
+    let device = scratch.uri("<i>&\"'.img", "size=16MiB");
+    for file in ["page.html", "picture.svg"] {
+        let file = scratch.path(file).display().to_string();
+        expect_json(&["bench", &device, "--seconds", "1", "--report", &file]);
+        let report = std::fs::read_to_string(&file).unwrap();
+        assert!(!report.contains("<i>") && report.contains("&lt;i&gt;&amp;"), "{file}");
+    }
+}
+
+#[test]
+fn a_report_that_cannot_be_written_is_refused_before_anything_is_measured() {
+    let scratch = Scratch::new();
+    let bench = |file: &str| {
+        let uri = scratch.uri("never.img", "size=1MiB");
+        ["bench", &uri, "--seconds", "3600", "--report", file].map(str::to_owned)
+    };
+    let refuse = |file: &str, status, words: &[&str]| {
+        let arguments = bench(file);
+        expect_refusal(&arguments.each_ref().map(String::as_str), status, words);
+    };
+    refuse("report.pdf", 2, &["report.pdf", ".html or .svg"]);
+    refuse(&scratch.path("nowhere/report.html").display().to_string(), 1, &["nowhere/report.html"]);
+    std::fs::create_dir(scratch.path("taken.html")).unwrap();
+    refuse(&scratch.path("taken.html").display().to_string(), 1, &["taken.html", "directory"]);
+    assert!(!scratch.path("never.img").exists());
 }
 
 #[test]

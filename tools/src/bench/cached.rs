@@ -5,20 +5,21 @@ use std::time::{Duration, Instant};
 
 use foliant::{Engine, EngineOptions, Mapping, MappingOptions};
 
-use super::workload::{Direction, Workload};
+use super::surroundings::Drive;
+use super::timeline::Timeline;
+use super::workload::{Direction, Load, Workload};
 use super::{CachedActivity, Measured};
 use crate::activity::CacheActivity;
 use crate::cli::BenchOptions;
 use crate::error::Error;
-use crate::latency::Latencies;
 use crate::progress::Progress;
 use crate::target::Target;
 
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Threads when no depth is given.
-const DEPTH: u16 = 4;
+pub(crate) const DEPTH: u16 = 4;
 
-pub(crate) fn measure(options: &BenchOptions, target: &Target) -> Result<Measured, Error> {
+pub(crate) fn measure(options: &BenchOptions, target: &Target, load: Load) -> Result<Measured, Error> {
     let device = target.open()?;
     let engine = Engine::open_on(
         device.attach()?,
@@ -31,10 +32,12 @@ pub(crate) fn measure(options: &BenchOptions, target: &Target) -> Result<Measure
     let mapping = engine.mapping(&MappingOptions::default())?;
     let namespace = engine.namespaces().iter().find(|namespace| namespace.id() == 1);
     let namespace = namespace.expect("the mapping of namespace 1 could be opened");
-    let workload = Workload::new(options, namespace, options.depth.unwrap_or(DEPTH))?;
+    let workload = Workload::new(options, namespace, load)?;
+    let drive = Drive::new(target, engine.identity(), namespace, engine.arena_backing());
+    let timeline = Timeline::new(workload.duration);
     let begin = Instant::now();
     let diagnose = |error| target.diagnose(error, Some(&mapping));
-    let (reads, writes, latencies) = run(&mapping, &workload).map_err(diagnose)?;
+    let (reads, writes) = run(&mapping, &workload, &timeline).map_err(diagnose)?;
     let elapsed = begin.elapsed();
     let synced = Instant::now();
     mapping.sync().map_err(|error| diagnose(error.into()))?;
@@ -45,20 +48,31 @@ pub(crate) fn measure(options: &BenchOptions, target: &Target) -> Result<Measure
     let shards = Some(engine.shards());
     drop(mapping);
     engine.close()?;
-    Ok(Measured { reads, writes, elapsed, latencies, doorbells: None, cache: Some(cache), shards, workload })
+    Ok(Measured {
+        reads,
+        writes,
+        elapsed,
+        latencies: timeline.total(),
+        windows: timeline.windows(),
+        drive,
+        doorbells: None,
+        cache: Some(cache),
+        shards,
+        workload,
+    })
 }
 
-/// Reads, writes and their latencies of all threads together.
-fn run(mapping: &Mapping, workload: &Workload) -> Result<(u64, u64, Latencies), Error> {
+/// Reads and writes of all threads together.
+fn run(mapping: &Mapping, workload: &Workload, timeline: &Timeline) -> Result<(u64, u64), Error> {
     let stop = AtomicBool::new(false);
     let progress = Progress::time(workload.duration);
-    progress.stage("page cache");
+    progress.stage(format!("{} threads", workload.depth));
     let parts = u64::from(workload.depth);
     std::thread::scope(|scope| {
         let stop = &stop;
         let spawn = |part| {
             scope.spawn(move || {
-                let result = run_part(mapping, workload, part, stop);
+                let result = run_part(mapping, workload, timeline, part, stop);
                 stop.fetch_or(result.is_err(), Ordering::Relaxed);
                 result
             })
@@ -70,13 +84,12 @@ fn run(mapping: &Mapping, workload: &Workload) -> Result<(u64, u64, Latencies), 
             progress.set(begin.elapsed().as_millis() as u64);
         }
         stop.store(true, Ordering::Relaxed);
-        let mut all = (0, 0, Latencies::new());
+        let mut all = (0, 0);
         for thread in threads {
             let ended = thread.join().unwrap_or(Err(Error::ThreadPanicked { what: "measured" }));
-            let (reads, writes, latencies) = ended?;
+            let (reads, writes) = ended?;
             all.0 += reads;
             all.1 += writes;
-            all.2.merge(&latencies);
         }
         Ok(all)
     })
@@ -85,12 +98,13 @@ fn run(mapping: &Mapping, workload: &Workload) -> Result<(u64, u64, Latencies), 
 fn run_part(
     mapping: &Mapping,
     workload: &Workload,
+    timeline: &Timeline,
     part: u64,
     stop: &AtomicBool,
-) -> Result<(u64, u64, Latencies), Error> {
+) -> Result<(u64, u64), Error> {
     let mut accesses = workload.accesses(part, workload.depth.into());
     let mut buffer = vec![0xA5; workload.block_bytes as usize];
-    let mut latencies = Latencies::new();
+    let mut recorder = timeline.recorder();
     let (mut reads, mut writes) = (0, 0);
     while !stop.load(Ordering::Relaxed) {
         let (direction, index) = accesses.next();
@@ -106,7 +120,8 @@ fn run_part(
                 writes += 1;
             }
         }
-        latencies.record(begin.elapsed());
+        let end = Instant::now();
+        recorder.record(end, end - begin);
     }
-    Ok((reads, writes, latencies))
+    Ok((reads, writes))
 }

@@ -6,10 +6,12 @@ use foliant_nvme::{
     Controller, ControllerOptions, DmaBuffer, Fua, Io, Lba, Namespace, QueuePair, SubmitError,
 };
 
-use super::{Measured, workload::Accesses, workload::Direction, workload::Workload};
+use super::Measured;
+use super::surroundings::Drive;
+use super::timeline::{Recorder, Timeline};
+use super::workload::{Accesses, Direction, Load, Workload};
 use crate::cli::BenchOptions;
 use crate::error::Error;
-use crate::latency::Latencies;
 use crate::progress::Progress;
 use crate::size::ByteSize;
 use crate::target::Target;
@@ -22,25 +24,29 @@ const IDLE_POLLS: u32 = 1024;
 const BUFFERS_BYTES_MAX: ByteSize = ByteSize(1 << 30);
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(100);
 /// Depth when none is given.
-const DEPTH: u16 = 32;
+pub(crate) const DEPTH: u16 = 32;
 
-pub(crate) fn measure(options: &BenchOptions, target: &Target) -> Result<Measured, Error> {
-    let depth = options.depth.unwrap_or(DEPTH);
-    let controller = open(options, target, depth)?;
+pub(crate) fn measure(options: &BenchOptions, target: &Target, load: Load) -> Result<Measured, Error> {
+    let controller = open(options, target, load.depth)?;
     let namespace = controller.namespaces().first().cloned().ok_or_else(|| Error::Option {
         option: "the device",
         value: target.uri().to_owned(),
         reason: "it has no namespace that the driver can serve; RUST_LOG=warn says why".to_owned(),
     })?;
-    let workload = Workload::new(options, &namespace, depth)?;
+    let workload = Workload::new(options, &namespace, load)?;
+    let drive = Drive::new(target, controller.identity(), &namespace, controller.arena().backing());
     let mut queue = controller.queue_pair::<DmaBuffer>()?;
     let mut run = Run::new(&controller, &namespace, &workload)?;
-    run.measure(&mut queue, &workload).map_err(|error| target.diagnose(error, None))?;
+    let timeline = Timeline::new(workload.duration);
+    let tally =
+        run.measure(&mut queue, &workload, &timeline).map_err(|error| target.diagnose(error, None))?;
     let measured = Measured {
-        reads: run.reads,
-        writes: run.writes,
-        elapsed: run.elapsed,
-        latencies: run.latencies,
+        reads: tally.reads,
+        writes: tally.writes,
+        elapsed: tally.elapsed,
+        latencies: timeline.total(),
+        windows: timeline.windows(),
+        drive,
         doorbells: Some(queue.stats().sq_doorbells),
         cache: None,
         shards: None,
@@ -51,11 +57,20 @@ pub(crate) fn measure(options: &BenchOptions, target: &Target) -> Result<Measure
     Ok(measured)
 }
 
+/// Memory for the buffers of `depth` accesses, in bytes.
+fn arena_bytes(options: &BenchOptions, depth: u16) -> u64 {
+    options.block.0.next_multiple_of(foliant::PAGE_BYTES as u64).saturating_mul(depth.into())
+}
+
+/// Whether there may be buffers for `depth` accesses in flight.
+pub(crate) fn has_buffers(options: &BenchOptions, depth: u16) -> bool {
+    arena_bytes(options, depth) <= BUFFERS_BYTES_MAX.0
+}
+
 fn open(options: &BenchOptions, target: &Target, depth: u16) -> Result<Controller, Error> {
-    let buffer_bytes = options.block.0.next_multiple_of(foliant::PAGE_BYTES as u64) as usize;
-    let arena_bytes = buffer_bytes.saturating_mul(depth.into());
-    if arena_bytes as u64 > BUFFERS_BYTES_MAX.0 {
-        let needed = ByteSize(arena_bytes as u64);
+    let arena_bytes = arena_bytes(options, depth);
+    if !has_buffers(options, depth) {
+        let needed = ByteSize(arena_bytes);
         return Err(Error::Option {
             option: "--depth",
             value: format!("{depth} with --block {}", options.block),
@@ -68,7 +83,7 @@ fn open(options: &BenchOptions, target: &Target, depth: u16) -> Result<Controlle
     let options = ControllerOptions {
         io_queue_pairs: 1,
         io_queue_entries: entries,
-        arena_bytes,
+        arena_bytes: arena_bytes as usize,
         ..ControllerOptions::default()
     };
     Ok(Controller::open(target.open()?.attach()?, &options)?)
@@ -82,7 +97,17 @@ struct Run<'a> {
     /// Buffers that no command names.
     free: Vec<DmaBuffer>,
     clock: SubmitTimes,
-    latencies: Latencies,
+}
+
+/// What was counted in the measured time.
+struct Tally<'t> {
+    recorder: Recorder<'t>,
+    reads: u64,
+    writes: u64,
+}
+
+/// The counts when the measured time was over.
+struct Counts {
     reads: u64,
     writes: u64,
     elapsed: Duration,
@@ -103,35 +128,34 @@ impl<'a> Run<'a> {
             accesses: workload.accesses(0, 1),
             clock: SubmitTimes::new(&free),
             free,
-            latencies: Latencies::new(),
-            reads: 0,
-            writes: 0,
-            elapsed: Duration::ZERO,
         })
     }
 
     /// Keeps `depth` accesses in flight until the time is over, then waits for the last.
-    fn measure(&mut self, queue: &mut QueuePair<DmaBuffer>, workload: &Workload) -> Result<(), Error> {
+    fn measure(
+        &mut self,
+        queue: &mut QueuePair<DmaBuffer>,
+        workload: &Workload,
+        timeline: &Timeline,
+    ) -> Result<Counts, Error> {
         let progress = Progress::time(workload.duration);
-        progress.stage("raw driver");
+        progress.stage(format!("depth {}", workload.depth));
+        let mut tally = Tally { recorder: timeline.recorder(), reads: 0, writes: 0 };
         let begin = Instant::now();
         let (mut now, mut told, mut heard) = (begin, begin, begin);
         while now - begin < workload.duration {
             self.submit_all(queue, now)?;
-            now = self.wait(queue, &mut heard)?;
+            now = self.wait(queue, &mut heard, Some(&mut tally))?;
             if now - told >= PROGRESS_INTERVAL {
                 told = now;
                 progress.set((now - begin).as_millis() as u64);
             }
         }
-        self.elapsed = now - begin;
-        let (reads, writes, latencies) = (self.reads, self.writes, self.latencies.clone());
+        // What comes after the end is waited for, and not counted.
         while queue.in_flight() > 0 {
-            self.wait(queue, &mut heard)?;
+            self.wait(queue, &mut heard, None)?;
         }
-        // What came after the end is waited for, and not counted.
-        (self.reads, self.writes, self.latencies) = (reads, writes, latencies);
-        Ok(())
+        Ok(Counts { reads: tally.reads, writes: tally.writes, elapsed: now - begin })
     }
 
     /// Submits with every free buffer and rings once.
@@ -159,20 +183,27 @@ impl<'a> Run<'a> {
     }
 
     /// Polls until something has completed; returns when that was.
-    fn wait(&mut self, queue: &mut QueuePair<DmaBuffer>, heard: &mut Instant) -> Result<Instant, Error> {
+    fn wait(
+        &mut self,
+        queue: &mut QueuePair<DmaBuffer>,
+        heard: &mut Instant,
+        mut tally: Option<&mut Tally<'_>>,
+    ) -> Result<Instant, Error> {
         let mut idle = 0;
         loop {
             queue.pump();
             let mut failure = None;
             let mut ended = 0;
-            let Self { free, clock, latencies, reads, writes, .. } = self;
+            let Self { free, clock, .. } = self;
             let mut now = None;
             queue.poll(u32::MAX, |completion| {
                 // One look at the clock for all that were found together.
                 let now = *now.get_or_insert_with(Instant::now);
-                let (direction, submitted) = clock.get(&completion.payload);
-                latencies.record(now - submitted);
-                *(if direction == Direction::Read { &mut *reads } else { &mut *writes }) += 1;
+                if let Some(tally) = &mut tally {
+                    let (direction, submitted) = clock.get(&completion.payload);
+                    tally.recorder.record(now, now - submitted);
+                    *(if direction == Direction::Read { &mut tally.reads } else { &mut tally.writes }) += 1;
+                }
                 ended += 1;
                 failure = failure.or(completion.result.err());
                 free.push(completion.payload);
@@ -225,5 +256,20 @@ impl SubmitTimes {
     #[inline]
     fn get(&self, buffer: &DmaBuffer) -> (Direction, Instant) {
         self.times[self.place(buffer)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Cli, Command};
+    use clap::Parser;
+
+    #[test]
+    fn depths_whose_buffers_exceed_the_limit_are_left_out_of_a_sweep() {
+        let cli = Cli::parse_from(["foliant", "bench", "emu:null?size=1GiB", "--block", "16MiB"]);
+        let Command::Bench(options) = cli.command else { panic!("bench was asked for") };
+        assert!(has_buffers(&options, 64));
+        assert!(!has_buffers(&options, 65));
     }
 }

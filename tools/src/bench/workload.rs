@@ -14,6 +14,14 @@ use crate::size::ByteSize;
 /// The largest access: what a request of the driver may have in one buffer with room for others.
 const BLOCK_BYTES_MAX: u64 = 16 << 20;
 
+/// How hard and how long a device is kept busy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Load {
+    /// Accesses in flight: commands of the raw driver, threads through the cache.
+    pub(crate) depth: u16,
+    pub(crate) duration: Duration,
+}
+
 /// What is measured, checked against the device.
 #[derive(Clone, Debug)]
 pub(crate) struct Workload {
@@ -28,7 +36,7 @@ pub(crate) struct Workload {
 }
 
 impl Workload {
-    pub(crate) fn new(options: &BenchOptions, namespace: &Namespace, depth: u16) -> Result<Self, Error> {
+    pub(crate) fn new(options: &BenchOptions, namespace: &Namespace, load: Load) -> Result<Self, Error> {
         let device_block = u64::from(namespace.block_bytes());
         let device_bytes = namespace.blocks() * device_block;
         let block = options.block.0;
@@ -57,8 +65,8 @@ impl Workload {
             read_percent: options.mix,
             block_bytes: block,
             range_bytes: range.0 / block * block,
-            duration: Duration::from_secs(options.seconds.into()),
-            depth,
+            duration: load.duration,
+            depth: load.depth,
         })
     }
 

@@ -10,14 +10,18 @@
 //!    acknowledged ([`database`]), and with the files ([`sources`]).
 //! 4. The threads go on, until the power has been cut as often as asked and all files are in.
 //!
+//! On a device of its own, whose power can't be cut, the process is killed instead ([`kills`], [`worker`]).
+//!
 //! Meanwhile the [`witness`] looks from the device's side at where the data of each write lies.
 
 mod database;
+mod kills;
 mod ledger;
 mod report;
 mod session;
 mod sources;
 mod witness;
+pub(crate) mod worker;
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -62,6 +66,9 @@ const SEED_LIMIT: u64 = 1_000_000;
 pub(crate) fn run(options: &DemoOptions) -> Result<Verdict, Error> {
     let format = Format::of(options.json);
     let seed = options.seed.unwrap_or_else(|| RandomState::new().hash_one(std::process::id()) % SEED_LIMIT);
+    if let Some(target) = &options.device {
+        return kills::run(options, target, seed);
+    }
     let sources = Arc::new(sources::read_sources(&options.files)?);
     let mut demo = Demo::new(options, seed, sources)?;
     if format == Format::Text {

@@ -21,9 +21,9 @@ use crate::latency::Latencies;
 use crate::progress::Progress;
 
 /// Longest time without any news from the threads.
-const SILENCE_MAX: Duration = Duration::from_secs(60);
+pub(crate) const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// redb's own cache is kept small, so that Foliant's does the work.
-const REDB_CACHE_BYTES: usize = 256 << 10;
+pub(crate) const REDB_CACHE_BYTES: usize = 256 << 10;
 
 /// What the threads of a session tell.
 #[derive(Debug)]

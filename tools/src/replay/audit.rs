@@ -1,10 +1,14 @@
-//! The last check of a replay: every sector of the medium, read without any engine or driver code.
+//! The last check of a replay: every sector of the medium, read without any engine code, and of an emulated device
+//! without any driver code either.
 
 use std::fs::File;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
+use foliant_nvme::{Controller, ControllerOptions, DmaBuffer, Io, Lba, Namespace, QueuePair, Transport};
 use foliant_nvme_emulated::EmulatedController;
 
 use crate::error::Error;
@@ -36,12 +40,73 @@ pub(crate) fn audit_memory(
     })
 }
 
+/// Checks what was written to the first `len_bytes` bytes of namespace 1 of a drive, by the driver alone. What was never
+/// written isn't read: nobody knows what the drive held.
+pub(crate) fn audit_drive(
+    model: &Model,
+    transport: Arc<dyn Transport>,
+    len_bytes: u64,
+) -> Result<Checked, Error> {
+    let options = ControllerOptions {
+        io_queue_pairs: 1,
+        // A chunk may have to be split into pages.
+        io_queue_entries: 512,
+        arena_bytes: CHUNK_BYTES,
+        ..ControllerOptions::default()
+    };
+    let controller = Controller::open(transport, &options)?;
+    let namespace = controller.namespace(1).cloned().ok_or_else(|| Error::Option {
+        option: "--device",
+        value: controller.identity().model.clone(),
+        reason: "it has no namespace 1 any more".to_owned(),
+    })?;
+    let mut queue = controller.queue_pair()?;
+    let sectors = model.written_ranges().into_iter();
+    let bytes = sectors.map(|sectors| sectors.start * SECTOR..(sectors.end * SECTOR).min(len_bytes));
+    let ranges: Vec<_> = bytes.collect();
+    let checked = audit(model, len_bytes, &ranges, |offset, chunk| {
+        let buffer = controller.arena().allocate(chunk.len())?;
+        chunk.copy_from_slice(read_drive(&mut queue, &namespace, offset, buffer)?.as_slice());
+        Ok(())
+    })?;
+    drop(queue);
+    controller.shutdown()?;
+    Ok(checked)
+}
+
+/// Fills `buffer` from byte `offset` of a drive on, both whole blocks, and waits for that.
+fn read_drive(
+    queue: &mut QueuePair<DmaBuffer>,
+    namespace: &Namespace,
+    offset: u64,
+    buffer: DmaBuffer,
+) -> Result<DmaBuffer, Error> {
+    const SILENCE_MAX: Duration = Duration::from_secs(30);
+    let block = u64::from(namespace.block_bytes());
+    let (lba, blocks) = (Lba(offset / block), (buffer.len_bytes() as u64 / block) as u32);
+    queue.submit(namespace, Io::Read { lba, blocks }, buffer).map_err(|rejected| rejected.reason)?;
+    queue.ring();
+    let begin = Instant::now();
+    let mut ended = None;
+    while ended.is_none() {
+        queue.pump();
+        queue.poll(1, |completion| ended = Some((completion.payload, completion.result)))?;
+        if begin.elapsed() > SILENCE_MAX {
+            let in_flight = queue.in_flight();
+            return Err(Error::DeviceSilent { seconds: SILENCE_MAX.as_secs(), in_flight });
+        }
+    }
+    let (buffer, result) = ended.expect("the loop ends with it");
+    result?;
+    Ok(buffer)
+}
+
 /// Checks every sector below `len_bytes`: those in `ranges`, which ascend, by reading them, all others as zeroes.
 fn audit(
     model: &Model,
     len_bytes: u64,
     ranges: &[Range<u64>],
-    read: impl Fn(u64, &mut [u8]) -> Result<(), Error>,
+    mut read: impl FnMut(u64, &mut [u8]) -> Result<(), Error>,
 ) -> Result<Checked, Error> {
     let progress = Progress::bytes(ranges.iter().map(|range| range.end - range.start).sum());
     progress.stage("image");

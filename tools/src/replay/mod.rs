@@ -48,15 +48,13 @@ fn replay(options: &ReplayOptions) -> Result<ReplayReport, Error> {
         });
     }
     let trace = Trace::read(&options.trace)?;
-    let namespace_bytes = target.namespace_bytes()?;
-    trace.check_fits(namespace_bytes)?;
-    let unwritten = match target.first_data()? {
-        Some(_) if options.overwrite => Unwritten::Anything,
-        _ => Unwritten::Zeroes,
-    };
+    // Before a drive is taken over to ask for its size.
     if !options.overwrite {
         target.require_empty("replay")?;
     }
+    let namespace_bytes = target.namespace_bytes()?;
+    trace.check_fits(namespace_bytes)?;
+    let unwritten = if target.is_blank()? { Unwritten::Zeroes } else { Unwritten::Anything };
 
     let device = target.open()?;
     let engine = Engine::open_on(
@@ -85,7 +83,7 @@ fn replay(options: &ReplayOptions) -> Result<ReplayReport, Error> {
     let engine_stats = engine.stats();
     drop(mapping);
     engine.close()?;
-    let device_stats = device.stats();
+    let commands = device.emulated().map(|device| DeviceActivity::from(&device.stats()));
 
     let Replayed { model, checked } = replayed;
     let begin = Instant::now();
@@ -96,7 +94,11 @@ fn replay(options: &ReplayOptions) -> Result<ReplayReport, Error> {
             drop(device);
             Some(audit::audit_file(&model, path, namespace_bytes)?)
         }
-        Medium::Memory | Medium::Nothing => Some(audit::audit_memory(&model, &device, namespace_bytes)?),
+        Medium::Drive => Some(audit::audit_drive(&model, device.attach()?, namespace_bytes)?),
+        Medium::Memory | Medium::Nothing => {
+            let controller = device.emulated().expect("memory belongs to an emulated device");
+            Some(audit::audit_memory(&model, controller, namespace_bytes)?)
+        }
     };
     let verification =
         verified.map(|image| Verification::new(checked, image, model.written_sectors(), begin));
@@ -109,7 +111,7 @@ fn replay(options: &ReplayOptions) -> Result<ReplayReport, Error> {
         threads: options.threads,
         requests: Requests::of(&trace),
         cache: CacheActivity::from(&engine_stats),
-        commands: DeviceActivity::from(&device_stats),
+        commands,
         replay_seconds,
         verification,
         verdict,
@@ -125,7 +127,8 @@ struct ReplayReport {
     threads: u16,
     requests: Requests,
     cache: CacheActivity,
-    commands: DeviceActivity,
+    /// As an emulated device counted them.
+    commands: Option<DeviceActivity>,
     /// Replay and last sync.
     replay_seconds: f64,
     verification: Option<Verification>,
@@ -208,7 +211,11 @@ impl Report for ReplayReport {
             .row("reads", format!("{}, {}", count(requests.reads), requests.bytes_read))
             .row("writes", format!("{}, {}", count(requests.writes), requests.bytes_written))
             .row("elapsed", format!("{:.2} s, {per_second:.0} requests/s", self.replay_seconds));
-        let table = self.commands.rows(self.cache.rows(table));
+        let table = self.cache.rows(table);
+        let table = match &self.commands {
+            Some(commands) => commands.rows(table),
+            None => table,
+        };
         match &self.verification {
             None => table.closing("replayed; nothing was verified (--verify does)"),
             Some(verification) => verification.rows(table),

@@ -101,6 +101,19 @@ impl Model {
         }
     }
 
+    /// The stretches of sectors that were written, in units of eight sectors, ascending.
+    pub(crate) fn written_ranges(&self) -> Vec<Range<u64>> {
+        let mut ranges: Vec<Range<u64>> = Vec::new();
+        for group in self.groups.keys() {
+            let sectors = group * GROUP_SECTORS..(group + 1) * GROUP_SECTORS;
+            match ranges.last_mut() {
+                Some(last) if last.end == sectors.start => last.end = sectors.end,
+                _ => ranges.push(sectors),
+            }
+        }
+        ranges
+    }
+
     /// Number of sectors that were written.
     pub(crate) fn written_sectors(&self) -> u64 {
         let written = |group: &[u32; 8]| group.iter().filter(|&&generation| generation != 0).count() as u64;
