@@ -118,7 +118,7 @@ impl Child<'_> {
     /// Kills the child as SIGKILL does, and waits until it is gone.
     pub(crate) fn kill(mut self) {
         self.process.kill().expect("the child is there to be killed");
-        self.process.wait().expect("a child can be waited for");
+        self.process.wait().map(drop).expect("a child can be waited for");
     }
 
     /// The child's process id.
@@ -141,5 +141,13 @@ impl Child<'_> {
                 return Some(line);
             }
         }
+    }
+}
+
+impl Drop for Child<'_> {
+    /// A job that fails leaves nobody behind who has the device.
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
     }
 }

@@ -17,7 +17,7 @@ fn shell(_: &Context<'_>) {
         Command::new(BUSYBOX).args(["--install", "-s", "/bin"]).status().expect("busybox is in the guest");
     assert!(installed.success(), "busybox makes its links: {installed}");
     let console = || File::options().read(true).write(true).open(CONSOLE).expect("the console opens");
-    // A session of its own, with the console as its terminal: that lets ^C reach what runs in it.
+    // With the console as its controlling terminal (setsid): that lets ^C reach what runs in it.
     // Whatever the last command in it came to, the shell has done its work.
     Command::new(BUSYBOX)
         .args(["setsid", "-c", BUSYBOX, "sh"])
