@@ -502,6 +502,16 @@ mod tests {
     }
 
     #[test]
+    fn a_shutdown_of_a_controller_that_is_cut_off_ends_at_once_and_gives_its_memory_back() {
+        let fake = FakeTransport::new();
+        let controller = open(&fake).unwrap();
+        fake.state().health = Health::CutOff;
+        assert!(matches!(controller.shutdown(), Err(DriverError::NotReady)));
+        assert!(fake.state().mappings.is_empty());
+        assert!(fake.state().cuts_dma > 0, "zeros alone are no proof that it is disabled");
+    }
+
+    #[test]
     fn a_shutdown_with_queue_pairs_is_refused() {
         let controller = open(&FakeTransport::new()).unwrap();
         let _queue = controller.queue_pair::<()>().unwrap();

@@ -240,6 +240,10 @@ impl Device {
             if csts.cfs() {
                 return Err(DriverError::ControllerFatal { during: "while shutting down" });
             }
+            // One that was reset from outside, or isn't reached any more, never says that it has shut down.
+            if !csts.rdy() && csts.shst() == Shst::Normal {
+                return Err(DriverError::NotReady);
+            }
             Ok(csts.shst() == Shst::Complete)
         })?;
         self.disable()?;

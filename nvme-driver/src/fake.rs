@@ -49,6 +49,8 @@ pub(crate) enum Health {
     Fatal,
     /// Every register reads all ones.
     Gone,
+    /// Every register reads zero, and writes vanish.
+    CutOff,
 }
 
 /// What the admin queue does wrong.
@@ -76,6 +78,8 @@ pub(crate) struct FakeState {
     pub(crate) queue_pairs: u16,
     pub(crate) oncs: Oncs,
     pub(crate) fails_stop_dma: bool,
+    /// How often its DMA was to be stopped by other means than its own.
+    pub(crate) cuts_dma: u32,
     /// What CAP reads, unless it is the fake's own.
     pub(crate) cap: Option<u64>,
     pub(crate) cc: Cc,
@@ -118,6 +122,7 @@ impl FakeTransport {
             queue_pairs: 2,
             oncs: Oncs::new().with_dataset_management(true).with_write_zeroes(true),
             fails_stop_dma: false,
+            cuts_dma: 0,
             cap: None,
             cc: Cc::new(),
             mappings: BTreeMap::new(),
@@ -330,6 +335,9 @@ unsafe impl Transport for FakeTransport {
         if state.health == Health::Gone {
             return Ok(u32::MAX);
         }
+        if state.health == Health::CutOff {
+            return Ok(0);
+        }
         Ok(match offset {
             o if o == Register::Vs.offset() => Vs::new().with_mjr(1).with_mnr(4).into(),
             o if o == Register::Cc.offset() => state.cc.into(),
@@ -351,6 +359,9 @@ unsafe impl Transport for FakeTransport {
 
     fn write_u32(&self, offset: u32, value: u32) -> Result<(), TransportError> {
         let mut state = self.state();
+        if state.health == Health::CutOff {
+            return Ok(());
+        }
         if offset == Register::Cc.offset() {
             state.cc = Cc::from(value);
             if !state.cc.en() {
@@ -398,6 +409,7 @@ unsafe impl Transport for FakeTransport {
     }
 
     fn stop_dma(&self) -> Result<(), TransportError> {
+        self.state().cuts_dma += 1;
         if self.state().fails_stop_dma { Err(TransportError::Gone) } else { Ok(()) }
     }
 

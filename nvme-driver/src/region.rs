@@ -248,3 +248,32 @@ fn warn_of_memlock(len_bytes: usize, error: &std::io::Error) {
         );
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The flags of the mapping that holds `address` (`VmFlags` of /proc/self/smaps).
+    fn mapping_flags(address: usize) -> String {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut is_inside = false;
+        for line in smaps.lines() {
+            let range = line.split_whitespace().next().and_then(|range| range.split_once('-'));
+            if let Some((Ok(start), Ok(end))) =
+                range.map(|(start, end)| (usize::from_str_radix(start, 16), usize::from_str_radix(end, 16)))
+            {
+                is_inside = (start..end).contains(&address);
+            } else if is_inside && let Some(flags) = line.strip_prefix("VmFlags:") {
+                return format!("{flags} ");
+            }
+        }
+        panic!("no mapping holds {address:#x}");
+    }
+
+    #[test]
+    fn a_child_process_does_not_get_the_memory() {
+        let memory = Memory::allocate(1 << 20, Hugepages::Never, Locking::ByMapping).unwrap();
+        let flags = mapping_flags(memory.base().as_ptr().addr());
+        assert!(flags.contains(" dc "), "do not copy on fork: {flags}");
+    }
+}
