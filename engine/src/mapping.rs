@@ -357,7 +357,7 @@ impl Mapping {
     fn try_pin_mut(&self, page: u64) -> Option<PagePinMut<'_>> {
         let (link, key) = (self.link(page), self.open.shape.key(page));
         let frame = link.cache.index.find(&link.cache.headers, key)?;
-        match link.cache.folio(frame).try_exclusive(key) {
+        match link.cache.try_exclusive(frame, key) {
             Ok(()) => Some(self.exclusive_pin(link, page, frame)),
             Err(released) => {
                 link.after_release(released);

@@ -6,10 +6,10 @@
 //! # The state word
 //!
 //! ```text
-//!  63            32 31      24 23 22 21 20 19 18 17 16 15             0
-//! ┌────────────────┬──────────┬──┬──┬──┬──┬──┬──┬──┬──┬────────────────┐
-//! │ version        │ reserved │RE│WA│WB│DI│UP│FR│  │EX│ shared pins    │
-//! └────────────────┴──────────┴──┴──┴──┴──┴──┴──┴──┴──┴────────────────┘
+//!  63            32 31         22 21 20 19 18 17 16 15             0
+//! ┌────────────────┬─────────────┬──┬──┬──┬──┬──┬──┬────────────────┐
+//! │ version        │ reserved    │RE│WA│UP│FR│  │EX│ shared pins    │
+//! └────────────────┴─────────────┴──┴──┴──┴──┴──┴──┴────────────────┘
 //! ```
 //!
 //! | flag | set by | meaning |
@@ -17,22 +17,18 @@
 //! | EXclusive | any thread, or the shard for it | one holder may change the bytes |
 //! | FRozen | shard | free, or on its way out; every pin attempt fails |
 //! | UPtodate | shard; the holder of EX | the frame holds the page's bytes |
-//! | DIrty | the holder of EX; shard on a failed write | the device lacks bytes that the frame has |
-//! | WriteBack | shard | a pass has locked the folio, or the device reads the frame |
 //! | WAiters | shard | a request is parked on this folio: who releases it kicks the shard |
 //! | REferenced | any thread | used since the eviction hand last passed |
 //!
+//! Whether the folio is dirty or under writeback does not stand here but in the marks of its pages
+//! ([`super::tags`]), and nowhere else: what a pass finds and what a folio is cannot disagree. How exclusive holders
+//! and writeback keep out of each other's way is [`super::exclusion`].
+//!
 //! Invariants, each kept by the method that could break it:
-//! 1. EX excludes WB, FR and held pins. (Shared pins do not exclude WB: readers never hold up the device.)
-//! 2. FR excludes held pins, EX, DI and WB.
+//! 1. EX excludes FR and held pins.
+//! 2. FR excludes held pins and EX.
 //! 3. The word is changed by read-modify-write only, never stored: a pin attempt that fails leaves a `+1`
 //!    for a moment, which must survive whatever the shard does meanwhile.
-//! 4. DI and its tag bit change together under EX, or under WB within one step of the shard: nobody else sees them
-//!    apart.
-//!
-//! There is no lock flag of its own. A pass locks a folio by turning DI into WB in one exchange: that keeps writers out,
-//! lets readers in, and is the state that the folio is in when its command is submitted. A folio that the pass gives
-//! back instead turns WB into DI again.
 
 use crate::primitives::{AtomicU32, AtomicU64, Ordering};
 
@@ -75,10 +71,8 @@ const PINS_MAX: u64 = 0x8000;
 const EXCLUSIVE: u64 = 1 << 16;
 const FROZEN: u64 = 1 << 18;
 const UPTODATE: u64 = 1 << 19;
-const DIRTY: u64 = 1 << 20;
-const WRITEBACK: u64 = 1 << 21;
-const WAITERS: u64 = 1 << 22;
-const REFERENCED: u64 = 1 << 23;
+const WAITERS: u64 = 1 << 20;
+const REFERENCED: u64 = 1 << 21;
 const VERSION: u64 = 1 << 32;
 
 /// One reading of a folio's state word.
@@ -98,11 +92,8 @@ impl FolioState {
     pub(crate) const fn uptodate(self) -> bool {
         self.0 & UPTODATE != 0
     }
-    pub(crate) const fn dirty(self) -> bool {
-        self.0 & DIRTY != 0
-    }
-    pub(crate) const fn writeback(self) -> bool {
-        self.0 & WRITEBACK != 0
+    pub(crate) const fn has_waiters(self) -> bool {
+        self.0 & WAITERS != 0
     }
     pub(crate) const fn referenced(self) -> bool {
         self.0 & REFERENCED != 0
@@ -120,8 +111,6 @@ impl std::fmt::Debug for FolioState {
             (EXCLUSIVE, "exclusive"),
             (FROZEN, "frozen"),
             (UPTODATE, "uptodate"),
-            (DIRTY, "dirty"),
-            (WRITEBACK, "writeback"),
             (WAITERS, "waiters"),
             (REFERENCED, "referenced"),
         ] {
@@ -141,17 +130,6 @@ pub(crate) enum Released {
     Quiet,
     /// Requests are parked on this folio: kick its shard.
     Kick,
-}
-
-/// Why the shard cannot lock a folio for writeback now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LockRefusal {
-    /// Clean, or no longer in the cache: there is nothing to write.
-    NothingToWrite,
-    /// An exclusive holder is changing it.
-    Exclusive,
-    /// An earlier write of it is still in flight.
-    InFlight,
 }
 
 /// The header of one frame. 32 bytes, two a cache line.
@@ -223,10 +201,10 @@ impl FolioHeader {
     }
 
     /// Takes the folio exclusively if it holds `key` and nobody else holds it. Fails also where requests are
-    /// parked already: they came first.
+    /// parked already: they came first. What the device reads isn't looked at here: see [`super::exclusion`].
     #[inline]
     pub(crate) fn try_exclusive(&self, key: FolioKey) -> Result<(), Released> {
-        const BLOCKERS: u64 = PINS | EXCLUSIVE | FROZEN | WRITEBACK | WAITERS;
+        const BLOCKERS: u64 = PINS | EXCLUSIVE | FROZEN | WAITERS;
         let mut seen = self.state.load(Ordering::Relaxed);
         loop {
             if seen & BLOCKERS != 0 || seen & UPTODATE == 0 || self.key() != key {
@@ -235,7 +213,8 @@ impl FolioHeader {
             match self.state.compare_exchange_weak(
                 seen,
                 seen | EXCLUSIVE | REFERENCED,
-                Ordering::Acquire,
+                // Sequentially consistent for the look at WRITEBACK that follows it.
+                Ordering::SeqCst,
                 Ordering::Relaxed,
             ) {
                 Ok(_) => break,
@@ -253,21 +232,13 @@ impl FolioHeader {
         if before & WAITERS != 0 { Released::Kick } else { Released::Quiet }
     }
 
-    /// Gives exclusive possession back with changed bytes: the folio is dirty and up to date.
-    ///
-    /// `on_clean_to_dirty` runs first, still under exclusive possession, if the folio was clean: it sets the
-    /// tag (invariant 4).
+    /// Gives exclusive possession back with changed bytes: the folio is up to date, and the caller has marked it dirty.
     #[inline]
-    pub(crate) fn release_exclusive_dirty(&self, on_clean_to_dirty: impl FnOnce()) -> Released {
-        // Only the holder of EX (and the shard under WB, which EX excludes) changes these flags, so
-        // they cannot move between this load and the addition below.
+    pub(crate) fn release_exclusive_changed(&self) -> Released {
+        // Only the holder of EX changes UPTODATE now, so it cannot move between this load and the addition below.
         let held = self.state.load(Ordering::Relaxed);
         debug_assert!(held & EXCLUSIVE != 0);
         let mut change = VERSION.wrapping_sub(EXCLUSIVE);
-        if held & DIRTY == 0 {
-            on_clean_to_dirty();
-            change = change.wrapping_add(DIRTY);
-        }
         if held & UPTODATE == 0 {
             change = change.wrapping_add(UPTODATE);
         }
@@ -287,14 +258,14 @@ impl FolioHeader {
     /// Opens a frame that was assigned: found by look-ups, but not yet up to date.
     pub(crate) fn publish(&self) {
         let before = self.state.fetch_and(!(FROZEN | UPTODATE | REFERENCED), Ordering::Release);
-        debug_assert!(before & (FROZEN | EXCLUSIVE | DIRTY | WRITEBACK | WAITERS) == FROZEN);
+        debug_assert!(before & (FROZEN | EXCLUSIVE | WAITERS) == FROZEN);
     }
 
     /// Opens a frame that was assigned, exclusively held on behalf of a writer that will fill all of it.
     pub(crate) fn publish_exclusive(&self) {
         // FROZEN is set and EXCLUSIVE isn't (invariant 2), so one addition swaps them.
         let before = self.state.fetch_add(EXCLUSIVE.wrapping_sub(FROZEN), Ordering::Release);
-        debug_assert!(before & (FROZEN | EXCLUSIVE | DIRTY | WRITEBACK | WAITERS | UPTODATE) == FROZEN);
+        debug_assert!(before & (FROZEN | EXCLUSIVE | WAITERS | UPTODATE) == FROZEN);
     }
 
     /// The read from the device succeeded: hits may begin.
@@ -313,9 +284,10 @@ impl FolioHeader {
         false
     }
 
-    /// Grants exclusive possession on behalf of a parked request. False where it can't be granted now.
+    /// Grants exclusive possession on behalf of a parked request, when its pages aren't under writeback. False where
+    /// it can't be granted now.
     pub(crate) fn grant_exclusive(&self) -> bool {
-        self.exchange_if(PINS | EXCLUSIVE | FROZEN | WRITEBACK, UPTODATE, EXCLUSIVE | REFERENCED)
+        self.exchange_if(PINS | EXCLUSIVE | FROZEN, UPTODATE, EXCLUSIVE | REFERENCED)
     }
 
     /// Announces that requests are parked here: every release from now on kicks the shard. The caller looks
@@ -329,84 +301,50 @@ impl FolioHeader {
         self.state.fetch_and(!WAITERS, Ordering::AcqRel);
     }
 
-    /// Locks a dirty folio for writeback: DIRTY becomes WRITEBACK. The caller moves the tags within the same step.
-    pub(crate) fn lock_for_writeback(&self, key: FolioKey) -> Result<(), LockRefusal> {
-        let mut seen = self.state.load(Ordering::Relaxed);
-        loop {
-            if seen & FROZEN != 0 || self.key() != key {
-                return Err(LockRefusal::NothingToWrite);
-            }
-            if seen & EXCLUSIVE != 0 {
-                return Err(LockRefusal::Exclusive);
-            }
-            if seen & WRITEBACK != 0 {
-                return Err(LockRefusal::InFlight);
-            }
-            if seen & DIRTY == 0 {
-                return Err(LockRefusal::NothingToWrite);
-            }
-            // Acquire: the device must see what the last exclusive holder wrote.
-            let locked = (seen & !DIRTY) | WRITEBACK;
-            match self.state.compare_exchange_weak(seen, locked, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return Ok(()),
-                Err(now) => seen = now,
-            }
-        }
+    /// Whether somebody holds the folio exclusively: the shard's look after it has set WRITEBACK.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.state.load(Ordering::SeqCst) & EXCLUSIVE != 0
     }
 
-    /// Gives a locked folio back unwritten: WRITEBACK becomes DIRTY again. Its tags haven't moved.
-    pub(crate) fn unlock_dirty(&self) {
-        let before = self.state.fetch_add(DIRTY.wrapping_sub(WRITEBACK), Ordering::Release);
-        debug_assert!(before & (WRITEBACK | DIRTY | EXCLUSIVE) == WRITEBACK);
-    }
-
-    /// The write succeeded. DIRTY is not touched. True when requests are parked here.
-    pub(crate) fn end_writeback(&self) -> bool {
-        let before = self.state.fetch_and(!WRITEBACK, Ordering::Release);
-        debug_assert!(before & WRITEBACK != 0);
-        before & WAITERS != 0
-    }
-
-    /// The write failed: the folio is dirty again. The caller has set the tag. True when requests are parked.
-    pub(crate) fn end_writeback_redirty(&self) -> bool {
-        let before = self.state.fetch_add(DIRTY.wrapping_sub(WRITEBACK), Ordering::Release);
-        debug_assert!(before & (WRITEBACK | DIRTY | EXCLUSIVE) == WRITEBACK);
-        before & WAITERS != 0
-    }
-
-    /// Freezes a clean folio that nobody uses, for eviction. A referenced one loses its mark and stays.
-    pub(crate) fn freeze_if_cold(&self) -> bool {
+    /// Takes a folio's REFERENCED off. True when it had none and nobody uses it, as far as one look tells.
+    pub(crate) fn turns_cold(&self) -> bool {
         let seen = self.state.load(Ordering::Relaxed);
         if seen & REFERENCED != 0 {
             self.state.fetch_and(!REFERENCED, Ordering::Relaxed);
             return false;
         }
-        // One exchange looks at pins and DIRTY and freezes: nothing can slip in between (`__remove_mapping`).
-        // Acquire: who had it has done with it (their releases) before the frame is reused.
-        self.exchange_if(PINS | EXCLUSIVE | FROZEN | DIRTY | WRITEBACK | WAITERS, UPTODATE, FROZEN)
+        seen & (PINS | EXCLUSIVE | FROZEN | WAITERS) == 0 && seen & UPTODATE != 0
     }
 
-    /// Freezes a folio that is thrown away with its dirty bytes (discard, close). The caller clears the tags.
-    /// False while somebody holds it or the device does.
+    /// Freezes a folio that nobody uses or waits for, to evict it; the caller looks at its marks then, and
+    /// [thaws](Self::thaw) it if it is dirty after all (`__remove_mapping`).
+    pub(crate) fn freeze_unused(&self) -> bool {
+        // Acquire: who had it has done with it (their releases, their marks) before the frame is reused.
+        self.exchange_if(PINS | EXCLUSIVE | FROZEN | WAITERS, UPTODATE, FROZEN)
+    }
+
+    /// Freezes a folio that is thrown away (discard, close), though requests may wait for it. False while somebody
+    /// holds it or the device fills it.
     pub(crate) fn freeze_for_removal(&self) -> bool {
         // Not up to date: the device is filling it.
-        self.exchange_if(PINS | EXCLUSIVE | FROZEN | WRITEBACK, UPTODATE, FROZEN)
+        self.exchange_if(PINS | EXCLUSIVE | FROZEN, UPTODATE, FROZEN)
     }
 
-    /// Freezes a clean folio whose mapping is closed. False also while it is dirty.
-    pub(crate) fn freeze_for_close(&self) -> bool {
-        self.exchange_if(PINS | EXCLUSIVE | FROZEN | DIRTY | WRITEBACK, UPTODATE, FROZEN)
+    /// Opens a folio again that was frozen and stays after all.
+    pub(crate) fn thaw(&self) {
+        let before = self.state.fetch_and(!FROZEN, Ordering::Release);
+        debug_assert!(before & FROZEN != 0);
     }
 
     /// Freezes a folio whose read failed. Nobody can hold it: it was never up to date.
     pub(crate) fn freeze_unread(&self) {
         let before = self.state.fetch_or(FROZEN, Ordering::AcqRel);
-        debug_assert!(before & (UPTODATE | EXCLUSIVE | DIRTY | WRITEBACK | FROZEN) == 0);
+        debug_assert!(before & (UPTODATE | EXCLUSIVE | FROZEN) == 0);
     }
 
     /// Takes the flags off a frozen frame that are about its old content. WAITERS must be gone.
     pub(crate) fn scrub_frozen(&self) {
-        let before = self.state.fetch_and(!(UPTODATE | DIRTY | REFERENCED | WAITERS), Ordering::Relaxed);
+        let before = self.state.fetch_and(!(UPTODATE | REFERENCED | WAITERS), Ordering::Relaxed);
         debug_assert!(before & FROZEN != 0);
         self.key.store(u64::MAX, Ordering::Relaxed);
     }
@@ -438,13 +376,6 @@ mod tests {
         folio.assign(KEY, 0);
         folio.publish();
         folio.mark_uptodate();
-        folio
-    }
-
-    fn dirty() -> FolioHeader {
-        let folio = cached();
-        folio.try_exclusive(KEY).unwrap();
-        let _ = folio.release_exclusive_dirty(|| {});
         folio
     }
 
@@ -493,66 +424,18 @@ mod tests {
     }
 
     #[test]
-    fn the_tag_is_set_once_a_step_from_clean_to_dirty() {
-        let folio = cached();
-        let mut tagged = 0;
-        for _ in 0..3 {
-            folio.try_exclusive(KEY).unwrap();
-            let _ = folio.release_exclusive_dirty(|| tagged += 1);
-        }
-        assert_eq!(tagged, 1);
-        assert!(folio.state().dirty() && folio.state().uptodate());
-    }
-
-    #[test]
-    fn wb25_a_folio_under_writeback_can_be_read_but_not_taken_exclusively() {
-        let folio = dirty();
-        folio.lock_for_writeback(KEY).unwrap();
-        assert!(folio.try_exclusive(KEY).is_err());
-        assert!(folio.try_pin(KEY).is_ok());
-        let _ = folio.unpin();
-        assert!(folio.try_exclusive(KEY).is_err());
-        folio.end_writeback();
-        assert!(folio.try_exclusive(KEY).is_ok());
-    }
-
-    #[test]
-    fn wb06_a_clean_an_exclusive_and_an_in_flight_folio_are_not_handed_out() {
-        assert_eq!(cached().lock_for_writeback(KEY), Err(LockRefusal::NothingToWrite));
-        let folio = dirty();
-        assert_eq!(
-            folio.lock_for_writeback(FolioKey::new(9, 9)),
-            Err(LockRefusal::NothingToWrite),
-            "not this mapping's any more"
-        );
-        folio.try_exclusive(KEY).unwrap();
-        assert_eq!(folio.lock_for_writeback(KEY), Err(LockRefusal::Exclusive));
-        let _ = folio.release_exclusive_dirty(|| {});
-        folio.lock_for_writeback(KEY).unwrap();
-        assert_eq!(folio.lock_for_writeback(KEY), Err(LockRefusal::InFlight));
-    }
-
-    #[test]
-    fn wb11_a_failed_write_leaves_the_folio_dirty() {
-        let folio = dirty();
-        folio.lock_for_writeback(KEY).unwrap();
-        assert!(!folio.state().dirty());
-        folio.end_writeback_redirty();
-        assert!(folio.state().dirty() && !folio.state().writeback());
-    }
-
-    #[test]
-    fn wb27_only_clean_unpinned_unreferenced_folios_freeze() {
-        let folio = dirty();
-        assert!(!folio.freeze_if_cold(), "referenced: second chance");
-        assert!(!folio.freeze_if_cold(), "dirty");
+    fn wb27_only_unpinned_unreferenced_folios_freeze() {
         let folio = cached();
         folio.try_pin(KEY).unwrap();
-        assert!(!folio.freeze_if_cold());
-        assert!(!folio.freeze_if_cold(), "pinned");
+        assert!(!folio.turns_cold(), "referenced: second chance");
+        assert!(!folio.turns_cold(), "pinned");
+        assert!(!folio.freeze_unused(), "pinned");
         let _ = folio.unpin();
-        assert!(folio.freeze_if_cold());
+        assert!(folio.turns_cold());
+        assert!(folio.freeze_unused());
         assert!(folio.try_pin(KEY).is_err());
+        folio.thaw();
+        assert!(folio.try_pin(KEY).is_ok());
     }
 
     #[test]
@@ -565,7 +448,7 @@ mod tests {
         assert_eq!(folio.unpin(), Released::Kick);
         assert!(folio.try_exclusive(KEY).is_err(), "parked requests came first");
         assert!(folio.grant_exclusive());
-        assert_eq!(folio.release_exclusive_dirty(|| {}), Released::Kick);
+        assert_eq!(folio.release_exclusive_changed(), Released::Kick);
     }
 
     #[test]
@@ -623,7 +506,7 @@ mod loom_models {
                     }
                 })
             };
-            if frame.folio.freeze_if_cold() {
+            if frame.folio.turns_cold() && frame.folio.freeze_unused() {
                 frame.folio.scrub_frozen();
                 frame.bytes.with_mut(|bytes| {
                     // SAFETY: the frame is frozen; loom checks that no one reads meanwhile.
@@ -639,48 +522,6 @@ mod loom_models {
             }
             reader.join().unwrap();
             assert_eq!(frame.folio.state().pins(), 0);
-        });
-    }
-
-    /// A writer and the shard's writeback: the device reads the bytes only while nobody changes them, and a
-    /// change is either in what the device read or leaves the folio dirty.
-    #[test]
-    fn loom_a_change_is_written_or_the_folio_stays_dirty() {
-        loom::model(|| {
-            let frame = cached();
-            frame.folio.try_exclusive(OLD).unwrap();
-            let _ = frame.folio.release_exclusive_dirty(|| {});
-            let writer = {
-                let frame = frame.clone();
-                thread::spawn(move || {
-                    if frame.folio.try_exclusive(OLD).is_ok() {
-                        frame.bytes.with_mut(|bytes| {
-                            // SAFETY: exclusive possession; loom checks it.
-                            #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
-                            unsafe {
-                                *bytes = 99;
-                            }
-                        });
-                        let _ = frame.folio.release_exclusive_dirty(|| {});
-                        return true;
-                    }
-                    false
-                })
-            };
-            let mut on_device = None;
-            if frame.folio.lock_for_writeback(OLD).is_ok() {
-                frame.bytes.with(|bytes| {
-                    // SAFETY: under writeback nobody changes the bytes; loom checks it.
-                    #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
-                    let value = unsafe { *bytes };
-                    on_device = Some(value);
-                });
-                frame.folio.end_writeback();
-            }
-            let changed = writer.join().unwrap();
-            if changed {
-                assert!(on_device == Some(99) || frame.folio.state().dirty());
-            }
         });
     }
 
@@ -706,7 +547,7 @@ mod loom_models {
                 // SAFETY: exclusive possession; loom checks it.
                 #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
                 frame.bytes.with_mut(|bytes| unsafe { *bytes = 7 });
-                let _ = frame.folio.release_exclusive_dirty(|| {});
+                let _ = frame.folio.release_exclusive_changed();
             }
             reader.join().unwrap();
         });

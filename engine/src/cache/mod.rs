@@ -7,6 +7,7 @@
 //! Read next: [`folio`] for the state word and its rules, [`tags`] for the marks.
 
 pub(crate) mod errseq;
+pub(crate) mod exclusion;
 pub(crate) mod folio;
 pub(crate) mod frames;
 pub(crate) mod index;
@@ -18,7 +19,8 @@ pub(crate) mod tags;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use folio::{FolioHeader, FolioKey, FrameId};
+use exclusion::leaf_bit;
+use folio::{FolioHeader, FolioKey, FrameId, Released};
 use frames::FrameMemory;
 use index::FolioIndex;
 use shape::MappingShape;
@@ -47,9 +49,14 @@ impl MarkedPages {
         self.0.load(Ordering::Relaxed) as u32
     }
 
-    /// One more is dirty; by the thread that dirties, before its pin is released. Returns how many were.
-    fn dirtied(&self) -> u32 {
-        self.0.fetch_add(Self::DIRTY, Ordering::SeqCst) as u32
+    /// Pages under writeback.
+    pub(crate) fn writeback(&self) -> u32 {
+        (self.0.load(Ordering::Relaxed) >> 32) as u32
+    }
+
+    /// `count` more are dirty; by the thread that dirties, before its pin is released. Returns how many were.
+    fn dirtied(&self, count: u32) -> u32 {
+        self.0.fetch_add(Self::DIRTY * u64::from(count), Ordering::SeqCst) as u32
     }
 
     /// `count` dirty ones are clean, or gone.
@@ -66,6 +73,15 @@ impl MarkedPages {
     fn writeback_ended(&self, count: usize) {
         self.0.fetch_sub(Self::WRITEBACK * count as u64, Ordering::SeqCst);
     }
+}
+
+/// Whether a write that ended has reached the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// It has.
+    Yes,
+    /// It has not, or nobody knows: the pages are dirty again.
+    No,
 }
 
 /// The part of a shard's cache that every thread may touch.
@@ -85,21 +101,36 @@ impl SharedCache {
         &self.headers[frame.0 as usize]
     }
 
-    /// Brings the headers of `frames` into the processor's cache: independent loads, which overlap where the work on
-    /// one header after the other would wait for each.
-    pub(crate) fn touch(&self, frames: &[FrameId]) {
-        let pins = frames.iter().map(|&frame| self.folio(frame).state().pins());
-        std::hint::black_box(pins.fold(0, |any, pins| any | pins));
+    /// Whether the page of a folio that can't go away carries `tag`.
+    pub(crate) fn is_marked(&self, frame: FrameId, tag: Tag) -> bool {
+        let folio = self.folio(frame);
+        self.tags.marked(folio.tag_leaf(), tag) & leaf_bit(folio.key().page()) != 0
     }
 
-    /// Marks a folio's page DIRTY, for `release_exclusive_dirty`: the tag, then the count. Returns the count of
-    /// dirty pages before.
-    pub(crate) fn mark_dirty(&self, frame: FrameId, shape: &MappingShape) -> u32 {
+    /// Whether the device lacks bytes of this folio, or reads it.
+    pub(crate) fn is_needed(&self, frame: FrameId) -> bool {
+        self.is_marked(frame, Tag::Dirty) || self.is_marked(frame, Tag::Writeback)
+    }
+
+    /// Takes a folio exclusively for any thread, if it can be had at once.
+    #[inline]
+    pub(crate) fn try_exclusive(&self, frame: FrameId, key: FolioKey) -> Result<(), Released> {
+        exclusion::try_exclusive(self.folio(frame), &self.tags, key)
+    }
+
+    /// Marks an exclusively held folio's page DIRTY if it isn't. Returns how many pages of the mapping were dirty in this
+    /// shard before, if it wasn't.
+    #[inline]
+    pub(crate) fn mark_dirty(&self, frame: FrameId, mapping: u16) -> Option<u32> {
         let folio = self.folio(frame);
-        let local = shape.striping.local(folio.key().page());
-        let before = self.marked[shape.slot as usize].dirtied();
-        self.tags.set_dirty(folio.tag_leaf(), (local % 64) as u32);
-        before
+        let (leaf, bit) = (folio.tag_leaf(), leaf_bit(folio.key().page()));
+        // The shard takes the mark off only when it has found nobody holding the folio.
+        if self.tags.marked(leaf, Tag::Dirty) & bit != 0 {
+            return None;
+        }
+        let clean = self.tags.set_dirty(leaf, bit);
+        // Before possession is given back: who syncs after a write finds it counted.
+        Some(self.marked[mapping as usize].dirtied(clean.count_ones()))
     }
 }
 
@@ -190,66 +221,62 @@ impl ShardCache {
             let frame = FrameId(self.hand);
             self.hand = if self.hand + 1 == frames { 0 } else { self.hand + 1 };
             let folio = self.shared.folio(frame);
-            let key = folio.key();
-            if folio.freeze_if_cold() {
-                let shape = shape_of(key).expect("a cached folio's mapping is open");
-                self.release(shape, frame);
-                self.evicted += 1;
+            if !folio.turns_cold() || self.shared.is_needed(frame) || !folio.freeze_unused() {
+                continue;
             }
+            // Frozen, it can't be dirtied any more; it may have been between the look at its marks and now (WB-27).
+            if self.shared.is_needed(frame) {
+                folio.thaw();
+                continue;
+            }
+            let shape = shape_of(folio.key()).expect("a cached folio's mapping is open");
+            self.release(shape, frame);
+            self.evicted += 1;
         }
     }
 
     /// Takes DIRTY, and TOWRITE with it, off the page of a frozen folio.
     pub(crate) fn untag_dirty(&self, shape: &MappingShape, frame: FrameId) {
         let folio = self.shared.folio(frame);
-        let page = 1 << (shape.striping.local(folio.key().page()) % 64);
+        let page = leaf_bit(folio.key().page());
         self.shared.tags.clear_owned(folio.tag_leaf(), page, Tag::ToWrite);
         self.shared.tags.clear_dirty(folio.tag_leaf(), page);
         self.shared.marked[shape.slot as usize].cleaned(1);
     }
 
-    /// Moves the tags of pages of one leaf whose folios have gone under writeback in this step.
-    pub(crate) fn tag_writeback(&self, shape: &MappingShape, leaf: u32, pages: u64) {
-        self.shared.tags.set_owned(leaf, pages, Tag::Writeback);
+    /// Pages of one leaf that are locked for writeback will be submitted: they are clean from here on.
+    pub(crate) fn start_writeback(&self, shape: &MappingShape, leaf: u32, pages: u64) {
         self.shared.tags.clear_owned(leaf, pages, Tag::ToWrite);
         self.shared.tags.clear_dirty(leaf, pages);
         self.shared.marked[shape.slot as usize].writeback_started(pages.count_ones());
     }
 
-    /// The write of folios of consecutive pages ended; with `redirty` it failed. True when requests are parked on
-    /// any of them.
+    /// The write of folios of consecutive pages ended; `written` tells whether the device has them now.
     pub(crate) fn end_writeback(
         &self,
         shape: &MappingShape,
         first_page: u64,
         frames: &[FrameId],
-        redirty: bool,
-    ) -> bool {
-        let mut parked = false;
-        let mut local = shape.striping.local(first_page);
+        written: Written,
+    ) {
+        let mut page = first_page;
         let mut rest = frames;
         while !rest.is_empty() {
-            // As many as share a leaf: their tags change together, and their headers, which the device's work has
-            // pushed out of the processor's cache, are fetched together.
-            let first_slot = local % 64;
-            let (chunk, later) = rest.split_at(rest.len().min((64 - first_slot) as usize));
-            self.shared.touch(chunk);
-            if redirty {
-                for &frame in chunk {
-                    self.shared.mark_dirty(frame, shape);
-                }
-            }
+            // As many as share a leaf: their marks change together.
+            let first_slot = page % exclusion::LEAF_PAGES;
+            let (chunk, later) = rest.split_at(rest.len().min((exclusion::LEAF_PAGES - first_slot) as usize));
             let pages = u64::MAX >> (64 - chunk.len()) << first_slot;
-            self.shared.tags.clear_owned(self.shared.folio(chunk[0]).tag_leaf(), pages, Tag::Writeback);
-            for &frame in chunk {
-                let folio = self.shared.folio(frame);
-                parked |= if redirty { folio.end_writeback_redirty() } else { folio.end_writeback() };
+            let leaf = self.shared.folio(chunk[0]).tag_leaf();
+            if written == Written::No {
+                // Dirty again before WRITEBACK goes: at no moment does a sync find neither.
+                let clean = self.shared.tags.set_dirty(leaf, pages);
+                self.shared.marked[shape.slot as usize].dirtied(clean.count_ones());
             }
-            local += chunk.len() as u64;
+            self.shared.tags.clear_owned(leaf, pages, Tag::Writeback);
+            page += chunk.len() as u64;
             rest = later;
         }
         self.shared.marked[shape.slot as usize].writeback_ended(frames.len());
-        parked
     }
 
     /// Checks every folio against its tags (WB-04): for tests. Only meaningful while no thread holds a folio
@@ -260,6 +287,7 @@ impl ShardCache {
     #[cfg(any(test, debug_assertions))]
     pub(crate) fn assert_consistent<'s>(&self, shape_of: impl Fn(FolioKey) -> Option<&'s MappingShape>) {
         let mut used = 0;
+        let mut counts = vec![(0, 0); MAPPINGS_MAX];
         for (frame, folio) in self.shared.headers.iter().enumerate() {
             let state = folio.state();
             if state.frozen() {
@@ -269,11 +297,17 @@ impl ShardCache {
             let key = folio.key();
             let shape = shape_of(key).expect("a cached folio's mapping is open");
             assert_eq!(self.find(shape, key.page()), Some(FrameId(frame as u32)), "{key:?} is indexed");
-            let (leaf, slot) = (folio.tag_leaf(), (shape.striping.local(key.page()) % 64) as u32);
-            let tagged = |tag| self.shared.tags.is_set(leaf, slot, tag);
-            assert_eq!(tagged(Tag::Dirty), state.dirty(), "DIRTY of {key:?}: {state:?}");
-            assert_eq!(tagged(Tag::Writeback), state.writeback(), "WRITEBACK of {key:?}: {state:?}");
-            assert!(!tagged(Tag::ToWrite) || state.dirty(), "TOWRITE without DIRTY on {key:?}");
+            let (leaf, local) = (folio.tag_leaf(), shape.striping.local(key.page()));
+            assert_eq!(self.tree.leaf_of(shape.tree, local), Some(leaf), "{key:?} knows its leaf");
+            let tagged = |tag| self.shared.tags.marked(leaf, tag) & leaf_bit(key.page()) != 0;
+            assert!(!tagged(Tag::ToWrite) || tagged(Tag::Dirty), "TOWRITE without DIRTY on {key:?}");
+            let counts = &mut counts[key.mapping() as usize];
+            counts.0 += u32::from(tagged(Tag::Dirty));
+            counts.1 += u32::from(tagged(Tag::Writeback));
+        }
+        for (slot, (dirty, writeback)) in counts.into_iter().enumerate() {
+            let marked = &self.shared.marked[slot];
+            assert_eq!((marked.dirty(), marked.writeback()), (dirty, writeback), "counts of mapping {slot}");
         }
         assert_eq!(used + self.free.len(), self.shared.headers.len(), "every frame is used or free");
     }

@@ -82,11 +82,30 @@ impl TagNodes {
         Self { nodes }
     }
 
-    /// Sets DIRTY for the page at `slot` of `leaf`, then the summaries up to the root. The caller holds the
-    /// page's folio (exclusively), or is the shard.
-    pub(crate) fn set_dirty(&self, leaf: u32, slot: u32) {
-        self.nodes[leaf as usize].marks[Tag::Dirty as usize].fetch_or(1 << slot, Ordering::AcqRel);
+    /// Sets DIRTY for the pages `pages` of `leaf`, then the summaries up to the root, and returns which of them were
+    /// clean. The caller holds the pages' folio (exclusively), or is the shard.
+    pub(crate) fn set_dirty(&self, leaf: u32, pages: u64) -> u64 {
+        let before = self.nodes[leaf as usize].marks[Tag::Dirty as usize].fetch_or(pages, Ordering::AcqRel);
         self.raise_dirty(leaf);
+        pages & !before
+    }
+
+    /// The pages of `leaf` that carry `tag`.
+    #[inline]
+    pub(crate) fn marked(&self, leaf: u32, tag: Tag) -> u64 {
+        // Sequentially consistent for a holder's look at WRITEBACK after it took the folio (`super::exclusion`); on
+        // every machine of interest a load like any other.
+        self.nodes[leaf as usize].marks[tag as usize].load(Ordering::SeqCst)
+    }
+
+    /// Sets WRITEBACK for the pages `pages` of `leaf`, before the look at who holds them. The shard only.
+    pub(crate) fn set_writeback(&self, leaf: u32, pages: u64) {
+        let node = &self.nodes[leaf as usize];
+        let before = node.marks[Tag::Writeback as usize].fetch_or(pages, Ordering::SeqCst);
+        let parent = node.parent.load(Ordering::Relaxed);
+        if before == 0 && parent != NONE {
+            self.set_owned(parent, 1 << node.slot.load(Ordering::Relaxed), Tag::Writeback);
+        }
     }
 
     /// Sets the summary bits of everything above `node`.
@@ -128,7 +147,7 @@ impl TagNodes {
         }
     }
 
-    /// Sets a mark that only the shard touches (TOWRITE, WRITEBACK) for the pages `pages` of `leaf`: plain stores,
+    /// Sets a mark that only the shard changes (TOWRITE, WRITEBACK) for the pages `pages` of `leaf`: plain stores,
     /// and no further up than the first summary that is set already. The shard only.
     pub(crate) fn set_owned(&self, leaf: u32, pages: u64, tag: Tag) {
         debug_assert_ne!(tag, Tag::Dirty, "threads set DIRTY beside the shard");
@@ -156,7 +175,8 @@ impl TagNodes {
             let at = &self.nodes[node as usize];
             let word = &at.marks[tag as usize];
             let before = word.load(Ordering::Relaxed);
-            word.store(before & !bits, Ordering::Relaxed);
+            // Release: who sees WRITEBACK gone sees that the device has done with the frame.
+            word.store(before & !bits, Ordering::Release);
             let parent = at.parent.load(Ordering::Relaxed);
             // A node that was empty before has told its parent already.
             if before == 0 || before & !bits != 0 || parent == NONE {
@@ -165,11 +185,6 @@ impl TagNodes {
             bits = 1 << at.slot.load(Ordering::Relaxed);
             node = parent;
         }
-    }
-
-    #[cfg(any(test, debug_assertions))]
-    pub(crate) fn is_set(&self, leaf: u32, slot: u32, tag: Tag) -> bool {
-        self.word(leaf, tag) >> slot & 1 != 0
     }
 
     fn word(&self, node: u32, tag: Tag) -> u64 {
@@ -189,6 +204,8 @@ pub(crate) enum Find {
 /// Some of the 64 pages of one leaf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeafPages {
+    /// The leaf.
+    pub leaf: u32,
     /// Shard-local number of the leaf's first page.
     pub base: u64,
     /// Bit *i* stands for page `base + i`.
@@ -384,6 +401,11 @@ impl TagTree {
         self.used -= 1;
     }
 
+    /// The leaf of a page, if any page of it is in the cache.
+    pub(crate) fn leaf_of(&self, tree: TreeId, local: u64) -> Option<u32> {
+        self.lookup(tree.node_key(0, local))
+    }
+
     /// The first leaf with wanted pages in `range` (shard-local pages), and which pages those are.
     pub(crate) fn next(&self, tree: TreeId, find: Find, range: Range<u64>) -> Option<LeafPages> {
         if range.is_empty() {
@@ -409,7 +431,7 @@ impl TagTree {
         };
         let mut wanted = word & children_in(range, base, child_bits);
         if level == 0 {
-            return (wanted != 0).then_some(LeafPages { base, pages: wanted });
+            return (wanted != 0).then_some(LeafPages { leaf: node, base, pages: wanted });
         }
         while wanted != 0 {
             let child = base + (u64::from(wanted.trailing_zeros()) << child_bits);
@@ -519,7 +541,7 @@ mod tests {
                 match (step, leaves.get(&page).copied()) {
                     (0 | 1, None) => { leaves.insert(page, trees.insert(tree, local)); }
                     (1..=2, Some(leaf)) => {
-                        trees.nodes().set_dirty(leaf, (local % 64) as u32);
+                        trees.nodes().set_dirty(leaf, 1 << (local % 64));
                         sets[0].insert(page);
                     }
                     (3, Some(leaf)) => {
@@ -600,10 +622,10 @@ mod loom_models {
             let leaf = trees.insert(TREE, 0);
             trees.insert(TREE, 1);
             let nodes = trees.nodes().clone();
-            nodes.set_dirty(leaf, 0);
+            nodes.set_dirty(leaf, 1 << 0);
             let writer = {
                 let nodes = nodes.clone();
-                thread::spawn(move || nodes.set_dirty(leaf, 1))
+                thread::spawn(move || nodes.set_dirty(leaf, 1 << 1))
             };
             nodes.clear_dirty(leaf, 1);
             writer.join().unwrap();
@@ -622,9 +644,9 @@ mod loom_models {
             let nodes = trees.nodes().clone();
             let first = {
                 let nodes = nodes.clone();
-                thread::spawn(move || nodes.set_dirty(left, 0))
+                thread::spawn(move || nodes.set_dirty(left, 1 << 0))
             };
-            nodes.set_dirty(left, 1);
+            nodes.set_dirty(left, 1 << 1);
             assert!(dirty(&trees).contains(&1));
             first.join().unwrap();
             assert_eq!(dirty(&trees), [0, 1]);

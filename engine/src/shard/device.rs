@@ -5,6 +5,7 @@ use foliant_nvme::{CommandError, Completion, Io, SubmitError};
 
 use super::payload::{FolioRun, PayloadKind, ShardPayload};
 use super::{COMPLETION_BUDGET, Shard};
+use crate::cache::Written;
 use crate::cache::frames::PAGE_BYTES;
 use crate::error::{Error, Operation};
 use crate::stats::bump;
@@ -184,9 +185,9 @@ impl Shard {
                 }
             }
         }
-        if self.cache.end_writeback(&mapping.shape, run.first_page, run.frames(), error.is_some()) {
-            run.frames().iter().for_each(|&frame| self.serve(frame));
-        }
+        let written = if error.is_none() { Written::Yes } else { Written::No };
+        self.cache.end_writeback(&mapping.shape, run.first_page, run.frames(), written);
+        self.serve_waiters_of(run.frames());
     }
 
     /// Fails the shard when a command has outlived its limit or the device is gone.

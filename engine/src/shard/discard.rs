@@ -13,7 +13,7 @@ use super::payload::{PayloadKind, ShardPayload};
 use crate::cache::MAPPINGS_MAX;
 use crate::cache::folio::FrameId;
 use crate::cache::shape::MappingShape;
-use crate::cache::tags::Find;
+use crate::cache::tags::{Find, Tag};
 use crate::error::{Error, Operation};
 use crate::reply::{Grants, SlotId};
 use crate::stats::bump;
@@ -114,7 +114,7 @@ impl Shard {
         };
         if let Some(held) = held {
             // What was dirtied after the closer's sync is written, not thrown away.
-            if job.zero_rest.is_none() && self.cache.shared.folio(held).state().dirty() {
+            if job.zero_rest.is_none() && self.cache.shared.is_marked(held, Tag::Dirty) {
                 self.write_range(&mapping.shape, job.drop_rest.clone());
             }
             if self.now_ns.saturating_sub(job.since_ns) > self.limits.pin_wait_ns {
@@ -142,7 +142,14 @@ impl Shard {
             let cache = self.cache.shared.clone();
             let folio = cache.folio(frame);
             let closing = job.zero_rest.is_none();
-            let frozen = if closing { folio.freeze_for_close() } else { folio.freeze_for_removal() };
+            // What the device reads stays until it has done so (WB-26), and a close throws nothing dirty away.
+            let stays =
+                || cache.is_marked(frame, Tag::Writeback) || closing && cache.is_marked(frame, Tag::Dirty);
+            let mut frozen = !stays() && folio.freeze_for_removal();
+            if frozen && stays() {
+                folio.thaw();
+                frozen = false;
+            }
             if !frozen {
                 // News? Then its holder may have let go before it was asked to kick: once more.
                 if self.watch_folio(frame) {
@@ -150,7 +157,7 @@ impl Shard {
                 }
                 return Err(frame);
             }
-            if folio.state().dirty() {
+            if cache.is_marked(frame, Tag::Dirty) {
                 self.cache.untag_dirty(shape, frame);
             }
             self.restart_waiters(frame);

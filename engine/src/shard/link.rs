@@ -125,13 +125,10 @@ impl ShardLink {
     /// Releases an exclusively held folio whose bytes were changed.
     #[inline]
     pub(crate) fn release_dirty(&self, frame: FrameId, shape: &MappingShape) {
-        let mut wake_flusher = false;
-        let released = self.cache.folio(frame).release_exclusive_dirty(|| {
-            let before = self.cache.mark_dirty(frame, shape);
-            // The first dirty page arms the flusher's timer; the one at the threshold starts it.
-            wake_flusher = before == 0 || before + 1 == self.dirty_background;
-        });
-        if wake_flusher {
+        // The first dirty page arms the flusher's timer; the one at the threshold starts it.
+        let before = self.cache.mark_dirty(frame, shape.slot);
+        let released = self.cache.folio(frame).release_exclusive_changed();
+        if before.is_some_and(|before| before == 0 || before + 1 == self.dirty_background) {
             self.kick();
         }
         self.after_release(released);

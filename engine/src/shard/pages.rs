@@ -11,6 +11,7 @@ use super::open::OpenMapping;
 use super::payload::FolioRun;
 use super::request::Want;
 use crate::cache::folio::{FrameId, NONE};
+use crate::cache::tags::Tag;
 use crate::error::Error;
 use crate::reply::{GRANTS_MAX, Grants, Hold, SlotId};
 use crate::stats::bump;
@@ -298,7 +299,11 @@ impl Shard {
             let granted = match want {
                 Want::Fill | Want::Shared => folio.grant_pin(),
                 // A sync that waits for this page comes before the next writer, or it might never come (WB-03).
-                Want::Exclusive => !self.sync_waits_for(frame) && folio.grant_exclusive(),
+                Want::Exclusive => {
+                    !self.sync_waits_for(frame)
+                        && !cache.is_marked(frame, Tag::Writeback)
+                        && folio.grant_exclusive()
+                }
                 Want::Create => false,
             };
             // A `Fill` waits for I/O only: where a writer has come in between, it goes without this page.
@@ -321,6 +326,18 @@ impl Shard {
         }
         if !self.sync_waits_for(frame) {
             self.unwatch_folio(frame);
+        }
+    }
+
+    /// Serves those of `frames` that requests, or a sync, wait for. Mostly none is, and no header is looked at.
+    pub(super) fn serve_waiters_of(&mut self, frames: &[FrameId]) {
+        if self.watched.is_empty() {
+            return;
+        }
+        for &frame in frames {
+            if self.cache.shared.folio(frame).state().has_waiters() {
+                self.serve(frame);
+            }
         }
     }
 
@@ -427,7 +444,8 @@ impl Shard {
         let Ok(mapping) = self.mapping(number) else { return };
         let Some(frame) = self.cache.find(&mapping.shape, page) else { return };
         let folio = self.cache.shared.folio(frame);
-        if !folio.state().uptodate() && !folio.state().exclusive() || folio.state().writeback() {
+        let under_writeback = self.cache.shared.is_marked(frame, Tag::Writeback);
+        if !folio.state().uptodate() && !folio.state().exclusive() || under_writeback {
             return;
         }
         let (mut before, mut at) = (NONE, folio.waiter_first.load(Ordering::Relaxed));

@@ -11,6 +11,7 @@ use super::open::OpenMapping;
 use super::payload::{PayloadKind, ShardPayload};
 use crate::cache::folio::FrameId;
 use crate::cache::shape::MappingShape;
+use crate::cache::tags::Tag;
 use crate::error::Error;
 use crate::reply::{Grants, SlotId};
 use crate::stats::bump;
@@ -149,7 +150,7 @@ impl Shard {
     /// Whether a sync waits for this folio's holder.
     pub(super) fn sync_waits_for(&self, frame: FrameId) -> bool {
         self.syncs.iter().any(|job| job.blocked == Some(frame))
-            && self.cache.shared.folio(frame).state().dirty()
+            && self.cache.shared.is_marked(frame, Tag::Dirty)
     }
 
     fn count_writes(&self, done: Submitted) {

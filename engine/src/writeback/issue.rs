@@ -4,9 +4,9 @@
 use foliant_nvme::{Fua, Io, QueuePair};
 
 use super::pass::{Next, PassState, WritebackPass};
-use crate::cache::ShardCache;
 use crate::cache::folio::FrameId;
 use crate::cache::shape::MappingShape;
+use crate::cache::{ShardCache, Written};
 use crate::shard::device::DeviceWatch;
 use crate::shard::payload::{FolioRun, PayloadKind, RunPool, ShardPayload};
 
@@ -121,8 +121,8 @@ impl Issuer<'_> {
 
     /// The queue refused a run: its folios end writeback dirty (WB-11, WB-17).
     fn give_up(&mut self, pass: &mut WritebackPass<'_>, shape: &MappingShape, run: FolioRun) {
-        pass.move_tags();
-        self.cache.end_writeback(shape, run.first_page, run.frames(), true);
+        pass.clean_started();
+        self.cache.end_writeback(shape, run.first_page, run.frames(), Written::No);
         self.runs.end(run);
     }
 }

@@ -7,7 +7,8 @@
 use std::ops::Range;
 
 use crate::cache::ShardCache;
-use crate::cache::folio::{FrameId, LockRefusal};
+use crate::cache::exclusion::{self, leaf_bit};
+use crate::cache::folio::FrameId;
 use crate::cache::shape::MappingShape;
 use crate::cache::tags::{Find, LeafPages, Tag};
 
@@ -67,18 +68,20 @@ pub(crate) struct WritebackPass<'a> {
     cache: &'a ShardCache,
     shape: &'a MappingShape,
     state: &'a mut PassState,
-    /// Tagged pages of the leaf that was looked up last: folios are found by tag 64 at a time (WB-07).
-    batch: LeafPages,
+    /// The leaf that was looked up last. Its pages are what this pass has locked and not handed out yet: folios are
+    /// found by tag and locked up to 64 at a time (WB-07).
+    locked: LeafPages,
+    /// The folio of that leaf that stops an integrity pass, once all before it are handed out, and its page.
+    blocked: Option<(FrameId, u64)>,
     /// The file page of that leaf's first; a leaf lies within a stripe, so its pages are consecutive in the file, too.
     first_page: u64,
-    /// By slot in that leaf: the frames of the pages in `batch`.
-    frames: [Option<FrameId>; 64],
-    /// Pages of one leaf that went under writeback and whose tags haven't moved yet.
+    /// By slot in that leaf: the frames of the wanted pages.
+    frames: [FrameId; 64],
+    /// Pages of one leaf that will be submitted and are still marked dirty.
     started: Started,
 }
 
-/// Tags that are to move together. Until they do, within the same step, the folios' states are ahead of their tags;
-/// nobody but the shard looks at tags, and WRITEBACK keeps threads from setting DIRTY anew.
+/// Pages that turn clean together, at the latest at the end of the step; WRITEBACK keeps threads from dirtying them anew.
 #[derive(Debug, Default)]
 struct Started {
     leaf: u32,
@@ -87,48 +90,75 @@ struct Started {
 
 impl<'a> WritebackPass<'a> {
     pub(crate) fn new(cache: &'a ShardCache, shape: &'a MappingShape, state: &'a mut PassState) -> Self {
-        let batch = LeafPages { base: 0, pages: 0 };
-        Self { cache, shape, state, batch, first_page: 0, frames: [None; 64], started: Started::default() }
+        Self {
+            cache,
+            shape,
+            state,
+            locked: LeafPages { leaf: 0, base: 0, pages: 0 },
+            blocked: None,
+            first_page: 0,
+            frames: [FrameId(0); 64],
+            started: Started::default(),
+        }
     }
 
     /// The next folio to write (`folio_prepare_writeback`, WB-06).
     pub(crate) fn next(&mut self) -> Next<'a> {
-        loop {
-            if self.batch.pages == 0 {
-                let find = Find::Tagged(self.state.tag());
-                match self.cache.tree.next(self.shape.tree, find, self.state.rest.clone()) {
-                    Some(batch) => self.take_batch(batch),
-                    None => {
-                        self.state.rest.start = self.state.rest.end;
-                        return Next::End;
-                    }
+        while self.locked.pages == 0 {
+            if let Some((frame, local)) = self.blocked.take() {
+                self.state.rest.start = local;
+                return Next::Blocked(frame);
+            }
+            let find = Find::Tagged(self.state.tag());
+            match self.cache.tree.next(self.shape.tree, find, self.state.rest.clone()) {
+                Some(batch) => self.lock(batch),
+                None => {
+                    self.state.rest.start = self.state.rest.end;
+                    return Next::End;
                 }
             }
-            let slot = self.batch.pages.trailing_zeros();
-            let local = self.batch.base + u64::from(slot);
-            self.batch.pages &= self.batch.pages - 1;
-            // Whatever becomes of it, a pass doesn't look at a page twice (WB-01).
-            self.state.rest.start = local + 1;
-            let Some(frame) = self.frames[slot as usize] else { continue };
-            let page = self.first_page + u64::from(slot);
-            match self.cache.shared.folio(frame).lock_for_writeback(self.shape.key(page)) {
-                Ok(()) => {
-                    return Next::Folio(LockedFolio { cache: self.cache, frame, page, slot });
-                }
-                Err(LockRefusal::Exclusive | LockRefusal::InFlight) if self.state.mode == SyncMode::All => {
-                    self.state.rest.start = local;
-                    self.batch.pages = 0;
-                    return Next::Blocked(frame);
-                }
-                Err(_) => {}
-            }
+        }
+        let slot = self.locked.pages.trailing_zeros();
+        self.locked.pages &= self.locked.pages - 1;
+        // Whatever becomes of it, a pass doesn't look at a page twice (WB-01).
+        self.state.rest.start = self.locked.base + u64::from(slot) + 1;
+        Next::Folio(LockedFolio {
+            cache: self.cache,
+            frame: self.frames[slot as usize],
+            page: self.first_page + u64::from(slot),
+            leaf: self.locked.leaf,
+        })
+    }
+
+    /// Locks the marked pages of a leaf, those that can be had; an integrity pass stops before the first that can't.
+    fn lock(&mut self, batch: LeafPages) {
+        self.find_frames(batch);
+        let (cache, frames) = (&self.cache.shared, &self.frames);
+        let lock = exclusion::lock_for_writeback(&cache.tags, batch.leaf, batch.pages, |slot| {
+            cache.folio(frames[slot as usize])
+        });
+        let refused = lock.held | lock.in_flight;
+        self.locked = LeafPages { pages: lock.locked, ..batch };
+        self.state.rest.start = batch.base + 64;
+        if self.state.mode == SyncMode::All && refused != 0 {
+            let slot = refused.trailing_zeros();
+            self.blocked = Some((self.frames[slot as usize], batch.base + u64::from(slot)));
+            let beyond = self.locked.pages & !((1 << slot) - 1);
+            self.locked.pages &= (1 << slot) - 1;
+            self.unlock(beyond);
         }
     }
 
-    /// Looks all folios of a batch up before any is worked on: their headers come into the processor's cache
+    /// Gives pages of the current leaf back, dirty as they are.
+    fn unlock(&self, pages: u64) {
+        if pages != 0 {
+            self.cache.shared.tags.clear_owned(self.locked.leaf, pages, Tag::Writeback);
+        }
+    }
+
+    /// Looks all folios of a leaf up before any is worked on: their headers come into the processor's cache
     /// together instead of one after the other.
-    fn take_batch(&mut self, batch: LeafPages) {
-        self.batch = batch;
+    fn find_frames(&mut self, batch: LeafPages) {
         let first = self.shape.striping.page(self.cache.shard, batch.base);
         self.first_page = first;
         let key = |slot: u32| self.shape.key(first + u64::from(slot));
@@ -143,28 +173,29 @@ impl<'a> WritebackPass<'a> {
         let mut pages = batch.pages;
         while pages != 0 {
             let slot = pages.trailing_zeros();
-            self.frames[slot as usize] = index.find_exact(headers, key(slot));
+            // A marked page has its folio: dirty ones are not evicted, and who removes one takes its marks off first.
+            let frame = index.find_exact(headers, key(slot)).expect("a marked page is in the cache");
+            self.frames[slot as usize] = frame;
             pages &= pages - 1;
         }
     }
 
-    /// A folio that was handed out goes under writeback; its frame is the device's when the command is submitted.
-    pub(crate) fn start_writeback(&mut self, locked: LockedFolio<'a>) -> (u64, FrameId) {
-        let (page, frame, slot) = (locked.page, locked.frame, locked.slot);
-        std::mem::forget(locked);
-        let folio = self.cache.shared.folio(frame);
-        if folio.tag_leaf() != self.started.leaf {
-            self.move_tags();
-            self.started.leaf = folio.tag_leaf();
+    /// A folio that was handed out will be submitted; its frame is the device's then.
+    pub(crate) fn start_writeback(&mut self, folio: LockedFolio<'a>) -> (u64, FrameId) {
+        let (page, frame, leaf) = (folio.page, folio.frame, folio.leaf);
+        std::mem::forget(folio);
+        if leaf != self.started.leaf {
+            self.clean_started();
+            self.started.leaf = leaf;
         }
-        self.started.pages |= 1 << slot;
+        self.started.pages |= leaf_bit(page);
         (page, frame)
     }
 
-    /// Moves the tags of all folios that went under writeback. Before anything ends their writeback.
-    pub(crate) fn move_tags(&mut self) {
+    /// Takes DIRTY off everything that will be submitted. Before anything ends its writeback.
+    pub(crate) fn clean_started(&mut self) {
         if self.started.pages != 0 {
-            self.cache.tag_writeback(self.shape, self.started.leaf, self.started.pages);
+            self.cache.start_writeback(self.shape, self.started.leaf, self.started.pages);
             self.started.pages = 0;
         }
     }
@@ -172,31 +203,38 @@ impl<'a> WritebackPass<'a> {
     /// Puts the cursor back to a folio that was handed out and given back.
     pub(crate) fn put_back(&mut self, folio: LockedFolio<'a>) {
         self.state.rest.start = self.shape.striping.local(folio.page);
-        self.batch.pages = 0;
+        let rest = std::mem::take(&mut self.locked.pages);
+        self.unlock(rest);
+        self.blocked = None;
         drop(folio);
     }
 }
 
-/// A dirty folio that a pass holds locked.
+impl Drop for WritebackPass<'_> {
+    fn drop(&mut self) {
+        if self.locked.pages != 0 {
+            self.state.rest.start = self.locked.base + u64::from(self.locked.pages.trailing_zeros());
+            self.unlock(self.locked.pages);
+        } else if let Some((_, local)) = self.blocked {
+            self.state.rest.start = local;
+        }
+        self.clean_started();
+    }
+}
+
+/// A dirty folio that a pass holds locked: under WRITEBACK, so that nobody changes it, and dirty still.
 #[derive(Debug)]
 #[must_use = "a locked folio that is dropped stays dirty"]
 pub(crate) struct LockedFolio<'a> {
     cache: &'a ShardCache,
     pub frame: FrameId,
     pub page: u64,
-    /// The page's place in its leaf.
-    slot: u32,
-}
-
-impl Drop for WritebackPass<'_> {
-    fn drop(&mut self) {
-        self.move_tags();
-    }
+    leaf: u32,
 }
 
 impl Drop for LockedFolio<'_> {
     fn drop(&mut self) {
         // Nobody parks between lock and unlock: both happen within one step of the shard.
-        self.cache.shared.folio(self.frame).unlock_dirty();
+        self.cache.shared.tags.clear_owned(self.leaf, leaf_bit(self.page), Tag::Writeback);
     }
 }

@@ -1,0 +1,232 @@
+//! How exclusive holders and writeback keep out of each other's way.
+//!
+//! Possession stands in a folio's state word, WRITEBACK in the marks of its pages. Each side announces itself first
+//! and looks at the other's word afterwards:
+//!
+//! ```text
+//!   who wants the folio exclusively          the shard, for a pass
+//!   1. EXCLUSIVE into the state word         1. WRITEBACK into the leaf, for up to 64 pages at once
+//!   2. WRITEBACK set? give EXCLUSIVE back    2. EXCLUSIVE set? take WRITEBACK off that page again
+//! ```
+//!
+//! All four accesses are sequentially consistent, so at least one side sees the other; where both do, both step back:
+//! the thread asks the shard, which knows what it did. Shared holders do not take part: readers never hold up the device.
+//!
+//! DIRTY is set under exclusive possession, before it is given back, and cleared by the shard after step 2 has found
+//! nobody: a change is in what the device reads, or leaves its page dirty.
+
+use super::folio::{FolioHeader, FolioKey, Released};
+use super::tags::{Tag, TagNodes};
+#[cfg(loom)]
+use crate::primitives::{Ordering, fence};
+
+/// Pages a leaf of the marks: a page's place in its leaf is its index modulo this.
+pub(crate) const LEAF_PAGES: u64 = 64;
+
+/// The page's bit in the words of its leaf. Stripes are whole leaves, so that a page has the same place in its leaf
+/// whether it is counted in the file or in its shard.
+#[inline]
+pub(crate) fn leaf_bit(page: u64) -> u64 {
+    1 << (page % LEAF_PAGES)
+}
+
+/// What loom doesn't know of: it takes sequentially consistent accesses for acquire and release.
+#[inline]
+fn between_announcing_and_looking() {
+    #[cfg(loom)]
+    fence(Ordering::SeqCst);
+}
+
+/// Takes a folio exclusively for any thread, if it holds `key`, nobody has it, and the device doesn't read it.
+#[inline]
+pub(crate) fn try_exclusive(folio: &FolioHeader, marks: &TagNodes, key: FolioKey) -> Result<(), Released> {
+    folio.try_exclusive(key)?;
+    between_announcing_and_looking();
+    if marks.marked(folio.tag_leaf(), Tag::Writeback) & leaf_bit(key.page()) == 0 {
+        return Ok(());
+    }
+    Err(folio.release_exclusive_unchanged())
+}
+
+/// What came of locking pages of one leaf for writeback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LeafLock {
+    /// Locked: WRITEBACK, and nobody changes them.
+    pub locked: u64,
+    /// Not locked, because somebody holds them exclusively.
+    pub held: u64,
+    /// Not locked, because an earlier write of them is still in flight.
+    pub in_flight: u64,
+}
+
+/// Locks the pages `wanted` of `leaf`, as far as they can be had now. `folio_of` finds the folio of a slot of the leaf.
+/// The shard only.
+pub(crate) fn lock_for_writeback<'f>(
+    marks: &TagNodes,
+    leaf: u32,
+    wanted: u64,
+    folio_of: impl Fn(u32) -> &'f FolioHeader,
+) -> LeafLock {
+    let in_flight = wanted & marks.marked(leaf, Tag::Writeback);
+    let tried = wanted & !in_flight;
+    if tried == 0 {
+        return LeafLock { locked: 0, held: 0, in_flight };
+    }
+    marks.set_writeback(leaf, tried);
+    between_announcing_and_looking();
+    let (mut held, mut rest) = (0, tried);
+    while rest != 0 {
+        let slot = rest.trailing_zeros();
+        held |= u64::from(folio_of(slot).is_exclusive()) << slot;
+        rest &= rest - 1;
+    }
+    if held != 0 {
+        marks.clear_owned(leaf, held, Tag::Writeback);
+    }
+    LeafLock { locked: tried & !held, held, in_flight }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::cache::tags::{TagTree, TreeId};
+
+    const TREE: TreeId = TreeId { mapping: 3, levels: 2 };
+    const KEY: FolioKey = FolioKey::new(3, 70);
+
+    fn cached() -> (TagTree, FolioHeader) {
+        let mut trees = TagTree::new(8);
+        let leaf = trees.insert(TREE, 70);
+        let folio = FolioHeader::new();
+        folio.assign(KEY, leaf);
+        folio.publish();
+        folio.mark_uptodate();
+        (trees, folio)
+    }
+
+    #[test]
+    fn wb25_a_folio_under_writeback_can_be_read_but_not_taken_exclusively() {
+        let (trees, folio) = cached();
+        let marks = trees.nodes();
+        let lock = lock_for_writeback(marks, folio.tag_leaf(), leaf_bit(70), |_| &folio);
+        assert_eq!(lock.locked, leaf_bit(70));
+        assert!(try_exclusive(&folio, marks, KEY).is_err());
+        assert!(!folio.state().exclusive(), "the attempt leaves no trace");
+        assert!(folio.try_pin(KEY).is_ok());
+        let _ = folio.unpin();
+        marks.clear_owned(folio.tag_leaf(), leaf_bit(70), Tag::Writeback);
+        assert!(try_exclusive(&folio, marks, KEY).is_ok());
+    }
+
+    #[test]
+    fn wb06_an_exclusive_and_an_in_flight_folio_are_not_locked() {
+        let (trees, folio) = cached();
+        let (marks, bit) = (trees.nodes(), leaf_bit(70));
+        try_exclusive(&folio, marks, KEY).unwrap();
+        let lock = lock_for_writeback(marks, folio.tag_leaf(), bit, |_| &folio);
+        assert_eq!(lock, LeafLock { locked: 0, held: bit, in_flight: 0 });
+        assert_eq!(marks.marked(folio.tag_leaf(), Tag::Writeback), 0, "the attempt leaves no trace");
+        let _ = folio.release_exclusive_changed();
+        lock_for_writeback(marks, folio.tag_leaf(), bit, |_| &folio);
+        let lock = lock_for_writeback(marks, folio.tag_leaf(), bit, |_| &folio);
+        assert_eq!(lock, LeafLock { locked: 0, held: 0, in_flight: bit });
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_models {
+    use super::*;
+    use crate::cache::tags::{TagTree, TreeId};
+    use loom::cell::UnsafeCell;
+    use loom::sync::Arc;
+    use loom::thread;
+
+    const TREE: TreeId = TreeId { mapping: 1, levels: 2 };
+    const KEY: FolioKey = FolioKey::new(1, 1);
+
+    /// A writer and the shard's writeback: the device reads the bytes only while nobody changes them, and a
+    /// change is either in what the device read or leaves the page dirty.
+    #[test]
+    fn loom_a_change_is_written_or_the_page_stays_dirty() {
+        loom::model(|| {
+            let mut trees = TagTree::new(4);
+            let leaf = trees.insert(TREE, 1);
+            let marks = trees.nodes().clone();
+            let folio = Arc::new((FolioHeader::new(), UnsafeCell::new(0u64)));
+            folio.0.assign(KEY, leaf);
+            folio.0.publish();
+            folio.0.mark_uptodate();
+            marks.set_dirty(leaf, leaf_bit(1));
+            let writer = {
+                let (folio, marks) = (folio.clone(), marks.clone());
+                thread::spawn(move || {
+                    if try_exclusive(&folio.0, &marks, KEY).is_err() {
+                        return false;
+                    }
+                    folio.1.with_mut(|bytes| {
+                        // SAFETY: exclusive possession; loom checks it.
+                        #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+                        unsafe {
+                            *bytes = 99;
+                        }
+                    });
+                    if marks.marked(leaf, Tag::Dirty) & leaf_bit(1) == 0 {
+                        marks.set_dirty(leaf, leaf_bit(1));
+                    }
+                    let _ = folio.0.release_exclusive_changed();
+                    true
+                })
+            };
+            let mut on_device = None;
+            if lock_for_writeback(&marks, leaf, leaf_bit(1), |_| &folio.0).locked != 0 {
+                marks.clear_dirty(leaf, leaf_bit(1));
+                folio.1.with(|bytes| {
+                    // SAFETY: under writeback nobody changes the bytes; loom checks it.
+                    #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+                    let value = unsafe { *bytes };
+                    on_device = Some(value);
+                });
+                marks.clear_owned(leaf, leaf_bit(1), Tag::Writeback);
+            }
+            let changed = writer.join().unwrap();
+            if changed {
+                assert!(on_device == Some(99) || marks.marked(leaf, Tag::Dirty) != 0);
+            }
+        });
+    }
+
+    /// Eviction looks at the marks after it froze the folio: what a thread dirtied before is seen, and after that nobody
+    /// can dirty it.
+    #[test]
+    fn loom_a_dirtied_folio_is_not_evicted() {
+        loom::model(|| {
+            let mut trees = TagTree::new(4);
+            let leaf = trees.insert(TREE, 1);
+            let marks = trees.nodes().clone();
+            let folio = Arc::new(FolioHeader::new());
+            folio.assign(KEY, leaf);
+            folio.publish();
+            folio.mark_uptodate();
+            let writer = {
+                let (folio, marks) = (folio.clone(), marks.clone());
+                thread::spawn(move || {
+                    let taken = try_exclusive(&folio, &marks, KEY).is_ok();
+                    if taken {
+                        marks.set_dirty(leaf, leaf_bit(1));
+                        let _ = folio.release_exclusive_changed();
+                    }
+                    taken
+                })
+            };
+            let mut evicted = false;
+            if folio.freeze_unused() {
+                evicted = marks.marked(leaf, Tag::Dirty) == 0;
+                if !evicted {
+                    folio.thaw();
+                }
+            }
+            let dirtied = writer.join().unwrap();
+            assert!(!(evicted && dirtied), "a dirty page is thrown away");
+        });
+    }
+}
