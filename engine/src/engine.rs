@@ -11,9 +11,9 @@ use foliant_nvme::{
     ArenaBacking, Controller, ControllerIdentity, ControllerOptions, Iova, Lba, Namespace, Transport,
 };
 
-use crate::cache::ShardCache;
 use crate::cache::folio::{FolioKey, FrameId};
 use crate::cache::frames::{FrameMemory, PAGE_BYTES};
+use crate::cache::owned::ShardCache;
 use crate::cache::shape::MappingShape;
 use crate::cache::tags::TagTree;
 use crate::device;
@@ -190,9 +190,22 @@ impl Engine {
             ));
         }
         let first_lba = start / block;
+        let Some(order) = options.order() else {
+            return wrong(format!(
+                "a page of {} bytes can't be: page_bytes is a power of two from 4096 to 65536",
+                options.page_bytes
+            ));
+        };
+        let page_bytes = u64::from(options.page_bytes);
+        if page_bytes > PAGE_BYTES as u64 && !len_bytes.is_multiple_of(page_bytes) {
+            return wrong(format!(
+                "its length of {len_bytes} bytes must be a multiple of its page_bytes, {page_bytes}; the next smaller is {}",
+                len_bytes / page_bytes * page_bytes
+            ));
+        }
         let shape =
-            |slot| MappingShape::new(slot, namespace.clone(), first_lba, len_bytes, inner.links.len());
-        let (needed, had) = (shape(0).page_commands_max(), u32::from(inner.identity.queue_entries) / 2);
+            |slot| MappingShape::new(slot, namespace.clone(), first_lba, len_bytes, order, inner.links.len());
+        let (needed, had) = (shape(0).block_commands_max(), u32::from(inner.identity.queue_entries) / 2);
         if needed > had {
             return wrong(format!(
                 "the device's boundary of {:?} blocks splits a page into {needed} commands, and half of the queue holds \

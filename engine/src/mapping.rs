@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use crate::cache::errseq::ErrorCursor;
-use crate::cache::folio::FrameId;
+use crate::cache::folio::{Access, FolioOrder, FrameId};
 use crate::cache::frames::PAGE_BYTES;
 use crate::engine::EngineInner;
 use crate::error::{Error, Result};
@@ -32,13 +32,25 @@ pub struct MappingOptions {
     pub namespace: u32,
     /// First byte within the namespace; a multiple of its block size.
     pub start_bytes: u64,
-    /// Length in bytes, a multiple of the block size; `None` for the rest of the namespace.
+    /// Length in bytes, a multiple of the block size and of `page_bytes`, if that is more than 4096; `None` for the rest of
+    /// the namespace.
     pub len_bytes: Option<u64>,
+    /// Bytes of a page: what [`pin`](Mapping::pin) pins, in one piece of memory, and what is written as a whole. A power of
+    /// two from 4096 to 65,536: a database's own page size.
+    pub page_bytes: u32,
+}
+
+impl MappingOptions {
+    /// The smallest folio of the mapping, if its page size is one.
+    pub(crate) fn order(&self) -> Option<FolioOrder> {
+        let fits = self.page_bytes.is_power_of_two() && (4096..=65_536).contains(&self.page_bytes);
+        fits.then(|| FolioOrder((self.page_bytes / 4096).trailing_zeros() as u8))
+    }
 }
 
 impl Default for MappingOptions {
     fn default() -> Self {
-        Self { namespace: 1, start_bytes: 0, len_bytes: None }
+        Self { namespace: 1, start_bytes: 0, len_bytes: None, page_bytes: PAGE_BYTES as u32 }
     }
 }
 
@@ -83,10 +95,24 @@ impl Mapping {
         self.open.shape.len_bytes
     }
 
-    /// Number of pages; the last may be shorter than 4096 bytes.
+    /// Bytes of a page, as the mapping was [opened](MappingOptions::page_bytes).
+    #[must_use]
+    pub fn page_bytes(&self) -> usize {
+        PAGE_BYTES << self.open.shape.order.0
+    }
+
+    /// Number of pages; the last may be shorter than the others where they have 4096 bytes.
     #[must_use]
     pub fn pages(&self) -> u64 {
-        self.open.shape.pages()
+        self.open.shape.pages().div_ceil(self.open.shape.order.pages())
+    }
+
+    /// Whether a page is written whole or not at all when power fails: it fits into the device's atomic unit (NAWUPF or
+    /// AWUPF), is aligned to it, and goes out as one command. Where it isn't, a page may be torn between blocks of
+    /// the atomic unit, and the database has to notice by checksums or write it twice.
+    #[must_use]
+    pub fn is_page_atomic(&self) -> bool {
+        self.open.shape.is_block_atomic()
     }
 
     /// Reads `buf.len()` bytes from byte `offset` on. Bytes that were never written read as the device has them.
@@ -146,7 +172,7 @@ impl Mapping {
         self.check_page(page)?;
         match self.try_pin(page) {
             Some(pin) => {
-                pin.link.hits.read();
+                pin.link.hits.read(1);
                 Ok(pin)
             }
             None => block_on(self.pin_slow(page)),
@@ -161,7 +187,7 @@ impl Mapping {
         self.check_page(page)?;
         match self.try_pin(page) {
             Some(pin) => {
-                pin.link.hits.read();
+                pin.link.hits.read(1);
                 Ok(pin)
             }
             None => self.pin_slow(page).await,
@@ -178,7 +204,7 @@ impl Mapping {
         self.open.durability.check()?;
         match self.try_pin_mut(page) {
             Some(pin) => {
-                pin.link.hits.write();
+                pin.link.hits.write(1);
                 Ok(pin)
             }
             None => block_on(self.pin_mut_slow(page)),
@@ -194,7 +220,7 @@ impl Mapping {
         self.open.durability.check()?;
         match self.try_pin_mut(page) {
             Some(pin) => {
-                pin.link.hits.write();
+                pin.link.hits.write(1);
                 Ok(pin)
             }
             None => self.pin_mut_slow(page).await,
@@ -272,8 +298,9 @@ impl Mapping {
         let pages = self.pages_of(range.clone())?;
         // Whole pages go; the ends that are parts of pages are overwritten, and everything where the device has no
         // Write Zeroes.
-        let first_whole = range.start.div_ceil(PAGE);
-        let end_whole = if range.end == self.len() { pages.end } else { range.end / PAGE };
+        let block = self.open.shape.order.pages();
+        let first_whole = range.start.div_ceil(PAGE * block) * block;
+        let end_whole = if range.end == self.len() { pages.end } else { range.end / (PAGE * block) * block };
         let mut overwrite = [range.start..range.end, 0..0];
         if first_whole < end_whole && self.engine.identity.write_zeroes {
             let (slot, whole) = (self.open.shape.slot, first_whole..end_whole);
@@ -340,12 +367,26 @@ impl Mapping {
         &self.engine.links[self.open.shape.striping.shard_of(page)]
     }
 
+    /// A page's first page of 4096 bytes.
+    #[inline]
+    fn first(&self, page: u64) -> u64 {
+        page << self.open.shape.order.0
+    }
+
+    /// Pins a page to be kept: only one that is a folio by itself, since its holder may ask for the next one.
     #[inline]
     fn try_pin(&self, page: u64) -> Option<PagePin<'_>> {
-        let (link, key) = (self.link(page), self.open.shape.key(page));
+        let first = self.first(page);
+        let (link, key) = (self.link(first), self.open.shape.key(first));
         let frame = link.cache.index.find(&link.cache.headers, key)?;
-        match link.cache.folio(frame).try_pin(key) {
-            Ok(()) => Some(self.shared_pin(link, page, frame)),
+        match link.cache.try_pin(frame, key) {
+            Ok(place) if place.order == self.open.shape.order => {
+                Some(self.shared_pin(link, first, frame, place.order.pages()))
+            }
+            Ok(place) => {
+                link.after_release(link.cache.folio(place.head).unpin());
+                None
+            }
             Err(released) => {
                 link.after_release(released);
                 None
@@ -353,12 +394,25 @@ impl Mapping {
         }
     }
 
+    /// As [`try_pin`](Self::try_pin), exclusively.
     #[inline]
     fn try_pin_mut(&self, page: u64) -> Option<PagePinMut<'_>> {
-        let (link, key) = (self.link(page), self.open.shape.key(page));
+        let first = self.first(page);
+        let pin = self.try_change(first, Access::Change, self.open.shape.order.pages())?;
+        (pin.place.order == self.open.shape.order).then_some(pin)
+    }
+
+    /// Pins pages of one folio from `first` on, up to `pages` of them, to be copied out and released at once.
+    #[inline]
+    fn try_read(&self, first: u64, pages: u64) -> Option<PagePin<'_>> {
+        let (link, key) = (self.link(first), self.open.shape.key(first));
         let frame = link.cache.index.find(&link.cache.headers, key)?;
-        match link.cache.try_exclusive(frame, key) {
-            Ok(()) => Some(self.exclusive_pin(link, page, frame)),
+        match link.cache.try_pin(frame, key) {
+            Ok(place) => {
+                let filled = || link.cache.folio(place.head).state().filled() - place.within;
+                let pages = if place.order == FolioOrder(0) || pages == 1 { 1 } else { pages.min(filled()) };
+                Some(self.shared_pin(link, first, frame, pages))
+            }
             Err(released) => {
                 link.after_release(released);
                 None
@@ -366,13 +420,47 @@ impl Mapping {
         }
     }
 
-    fn shared_pin<'a>(&self, link: &'a ShardLink, page: u64, frame: FrameId) -> PagePin<'a> {
-        PagePin { link, frame, len_bytes: self.open.shape.page_bytes(page) as usize }
+    /// Takes pages of one folio exclusively from `first` on, up to `pages` of them, to be changed and released at once.
+    #[inline]
+    fn try_change(&self, first: u64, access: Access, pages: u64) -> Option<PagePinMut<'_>> {
+        let (link, key) = (self.link(first), self.open.shape.key(first));
+        let frame = link.cache.index.find(&link.cache.headers, key)?;
+        match link.cache.try_exclusive(frame, key, access) {
+            Ok(place) => {
+                let single = place.order == FolioOrder(0) || pages == 1;
+                let pages = if single { 1 } else { link.cache.writable_pages(frame, place, pages) };
+                Some(self.exclusive_pin(link, first, frame, pages))
+            }
+            Err(released) => {
+                link.after_release(released);
+                None
+            }
+        }
     }
 
-    fn exclusive_pin<'a>(&'a self, link: &'a ShardLink, page: u64, frame: FrameId) -> PagePinMut<'a> {
-        let len_bytes = self.open.shape.page_bytes(page) as usize;
-        PagePinMut { link, shape: &self.open.shape, frame, len_bytes, changed: false }
+    /// A pin on `pages` pages of a folio that is held already.
+    fn shared_pin<'a>(&self, link: &'a ShardLink, first: u64, frame: FrameId, pages: u64) -> PagePin<'a> {
+        let len_bytes = self.bytes_of(first, pages);
+        PagePin { link, head: link.cache.place(frame).head, frame, len_bytes }
+    }
+
+    /// As [`shared_pin`](Self::shared_pin), of one that is held exclusively.
+    fn exclusive_pin<'a>(
+        &'a self,
+        link: &'a ShardLink,
+        first: u64,
+        frame: FrameId,
+        pages: u64,
+    ) -> PagePinMut<'a> {
+        let len_bytes = self.bytes_of(first, pages);
+        let place = link.cache.place(frame);
+        PagePinMut { link, shape: &self.open.shape, place, frame, len_bytes, changed: false }
+    }
+
+    /// Bytes of `pages` pages from `first` on; the last of the mapping may be shorter.
+    #[inline]
+    fn bytes_of(&self, first: u64, pages: u64) -> usize {
+        (pages as usize - 1) * PAGE_BYTES + self.open.shape.page_bytes(first + pages - 1) as usize
     }
 
     /// Copies cached pages out, up to the first that isn't to be had at once; returns how many bytes.
@@ -381,10 +469,11 @@ impl Mapping {
         let mut done = 0;
         while done < buf.len() {
             let (page, within) = split(offset + done as u64);
-            let Some(pin) = self.try_pin(page) else { break };
-            let count = (PAGE_BYTES - within).min(buf.len() - done);
+            let wanted = (within + buf.len() - done).div_ceil(PAGE_BYTES) as u64;
+            let Some(pin) = self.try_read(page, wanted) else { break };
+            let count = (pin.len() - within).min(buf.len() - done);
             buf[done..done + count].copy_from_slice(&pin[within..within + count]);
-            pin.link.hits.read();
+            pin.link.hits.read((within + count).div_ceil(PAGE_BYTES) as u64);
             done += count;
         }
         done
@@ -396,32 +485,49 @@ impl Mapping {
         let mut done = 0;
         while done < data.len() {
             let (page, within) = split(offset + done as u64);
-            let Some(mut pin) = self.try_pin_mut(page) else { break };
-            let count = (PAGE_BYTES - within).min(data.len() - done);
+            let (access, pages) = self.access_for(offset + done as u64, data.len() - done);
+            let Some(mut pin) = self.try_change(page, access, pages) else { break };
+            let count = (pin.len() - within).min(data.len() - done);
             pin[within..within + count].copy_from_slice(&data[done..done + count]);
-            pin.link.hits.write();
+            pin.link.hits.write((within + count).div_ceil(PAGE_BYTES) as u64);
             done += count;
         }
         done
     }
 
+    /// How `count` bytes at `offset` change the page that they begin in, and how many pages they change likewise.
+    #[inline]
+    fn access_for(&self, offset: u64, count: usize) -> (Access, u64) {
+        let page_bytes = self.page_bytes() as u64;
+        let end = offset + count as u64;
+        let whole_end = if end == self.len() { end.next_multiple_of(page_bytes) } else { end };
+        if offset.is_multiple_of(page_bytes) && whole_end - offset >= page_bytes {
+            (Access::Overwrite, (whole_end - offset) / page_bytes * (page_bytes / PAGE))
+        } else {
+            (Access::Change, 1)
+        }
+    }
+
     // ---- misses and waits -------------------------------------------------------------------------------
 
     async fn pin_slow(&self, page: u64) -> Result<PagePin<'_>> {
-        let (link, frame) = self.acquire(page, Want::Shared).await?;
-        Ok(self.shared_pin(link, page, frame))
+        let first = self.first(page);
+        let (link, frame) = self.acquire(first, Want::Shared).await?;
+        Ok(self.shared_pin(link, first, frame, self.open.shape.order.pages()))
     }
 
     async fn pin_mut_slow(&self, page: u64) -> Result<PagePinMut<'_>> {
-        let (link, frame) = self.acquire(page, Want::Exclusive).await?;
-        Ok(self.exclusive_pin(link, page, frame))
+        let first = self.first(page);
+        let (link, frame) = self.acquire(first, Want::Exclusive).await?;
+        Ok(self.exclusive_pin(link, first, frame, self.open.shape.order.pages()))
     }
 
-    /// One page, held as wanted.
-    async fn acquire(&self, page: u64, want: Want) -> Result<(&ShardLink, FrameId)> {
-        let link = self.link(page);
-        let grants = self.request_pages(link, page, 1, want).await?;
-        let (_, frame) = grants.iter().next().expect("a request for one page is granted or fails");
+    /// The page that begins at `first`, held as wanted.
+    async fn acquire(&self, first: u64, want: Want) -> Result<(&ShardLink, FrameId)> {
+        let link = self.link(first);
+        let count = self.open.shape.order.pages() as u32;
+        let grants = self.request_pages(link, first, count, want).await?;
+        let (_, frame, _) = grants.iter().next().expect("a request for one page is granted or fails");
         Ok((link, frame))
     }
 
@@ -435,35 +541,46 @@ impl Mapping {
         link.request(Request::Pages { mapping: self.open.shape.slot, first, count, want })
     }
 
-    /// Pages from `first` on, up to `end`, that one request may name.
+    /// How many pages of 4096 bytes from `first` on, up to `end`, one request may name: whole pages of the mapping.
     fn request_count(&self, first: u64, end: u64) -> u32 {
+        let block = self.open.shape.order.pages();
         let stripe_end = self.open.shape.striping.run_end(first);
-        (end.min(stripe_end) - first).min(GRANTS_MAX as u64).min(self.engine.request_pages_max) as u32
+        let most = (GRANTS_MAX as u64).min(self.engine.request_pages_max).max(block) / block * block;
+        (end.next_multiple_of(block).min(stripe_end) - first).min(most) as u32
     }
 
     async fn read_rest(&self, offset: u64, buf: &mut [u8], mut done: usize) -> Result<()> {
         let end = (offset + buf.len() as u64).div_ceil(PAGE);
+        let block = self.open.shape.order.pages();
         while done < buf.len() {
-            let (first, _) = split(offset + done as u64);
+            let (wanted, _) = split(offset + done as u64);
+            let first = wanted / block * block;
             let link = self.link(first);
             let grants = self.request_pages(link, first, self.request_count(first, end), Want::Fill).await?;
             // Everything that was granted is copied and released before anything else is waited for.
-            let mut covered = 0;
-            for (position, frame) in grants.iter() {
+            let mut covered = (wanted - first) as usize;
+            let mut any = false;
+            for (position, frame, _) in grants.iter() {
                 let page = first + position as u64;
-                let pin = self.shared_pin(link, page, frame);
+                let pin = self.shared_pin(link, page, frame, 1);
+                // A block may begin before, and end behind, what is wanted of it.
+                if page < wanted || page >= end {
+                    continue;
+                }
                 let (from, to, within) = overlap(page, offset, buf.len(), pin.len());
                 buf[from..to].copy_from_slice(&pin[within..within + to - from]);
                 if position == covered {
                     covered += 1;
                     done = to;
+                    any = true;
                 }
             }
-            if covered == 0 {
+            if !any {
                 // It was there, or came meanwhile, but couldn't be had at once: wait for its holder.
-                let pin = self.pin_slow(first).await?;
+                let pin = self.pin_slow(first / block).await?;
                 let (from, to, within) = overlap(first, offset, buf.len(), pin.len());
-                buf[from..to].copy_from_slice(&pin[within..within + to - from]);
+                let skip = done - from;
+                buf[done..to].copy_from_slice(&pin[within + skip..within + to - from]);
                 done = to;
             }
             done += self.read_hits(offset + done as u64, &mut buf[done..]);
@@ -472,21 +589,21 @@ impl Mapping {
     }
 
     async fn write_rest(&self, offset: u64, data: &[u8], mut done: usize) -> Result<()> {
-        let data_end = offset + data.len() as u64;
-        // Pages before this one are covered to their end.
-        let whole_end = if data_end == self.len() { self.pages() } else { data_end / PAGE };
+        let block = self.open.shape.order.pages();
         while done < data.len() {
-            let (first, within) = split(offset + done as u64);
+            let at = offset + done as u64;
+            let (page, _) = split(at);
+            let first = page / block * block;
             let link = self.link(first);
             let mut covered = 0;
-            if within == 0 && first < whole_end {
-                let count = self.request_count(first, whole_end);
+            if let (Access::Overwrite, whole) = self.access_for(at, data.len() - done) {
+                let count = self.request_count(first, first + whole);
                 let grants = self.request_pages(link, first, count, Want::Create).await?;
                 covered = self.fill_created(link, first, &grants, offset, data);
                 done = ((first + covered as u64) * PAGE - offset).min(data.len() as u64) as usize;
             }
             if covered == 0 {
-                let mut pin = self.pin_mut_slow(first).await?;
+                let mut pin = self.pin_mut_slow(first / block).await?;
                 let (from, to, within) = overlap(first, offset, data.len(), pin.len());
                 // The first page may be written from its middle, and an earlier part may be done already.
                 let skip = done - from;
@@ -502,14 +619,14 @@ impl Mapping {
     /// Fills pages that were made for this write; returns how many of them follow `first` without a gap.
     fn fill_created(&self, link: &ShardLink, first: u64, grants: &Grants, offset: u64, data: &[u8]) -> usize {
         let mut covered = 0;
-        for (position, frame) in grants.iter() {
+        for (position, frame, pages) in grants.iter() {
             let page = first + position as u64;
-            let mut pin = self.exclusive_pin(link, page, frame);
+            let mut pin = self.exclusive_pin(link, page, frame, pages as u64);
             let from = (page * PAGE - offset) as usize;
             let count = pin.len();
             pin.copy_from_slice(&data[from..from + count]);
             if position == covered {
-                covered += 1;
+                covered += pages;
             }
         }
         covered
@@ -586,7 +703,8 @@ impl Mapping {
         if page < self.pages() {
             return Ok(());
         }
-        Err(Error::OutOfRange { offset: page.saturating_mul(PAGE), count: PAGE, len_bytes: self.len() })
+        let count = self.page_bytes() as u64;
+        Err(Error::OutOfRange { offset: page.saturating_mul(count), count, len_bytes: self.len() })
     }
 
     fn pages_of(&self, range: Range<u64>) -> Result<Range<u64>> {
@@ -594,7 +712,8 @@ impl Mapping {
             let count = range.end.saturating_sub(range.start);
             return Err(Error::OutOfRange { offset: range.start, count, len_bytes: self.len() });
         }
-        Ok(range.start / PAGE..range.end.div_ceil(PAGE))
+        let block = self.open.shape.order.pages();
+        Ok(range.start / PAGE / block * block..range.end.div_ceil(PAGE).next_multiple_of(block))
     }
 }
 

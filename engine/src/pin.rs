@@ -2,7 +2,9 @@
 
 use std::ops::{Deref, DerefMut};
 
+use crate::cache::Place;
 use crate::cache::folio::FrameId;
+use crate::cache::frames::PAGE_BYTES;
 use crate::cache::shape::MappingShape;
 use crate::shard::link::ShardLink;
 
@@ -14,6 +16,7 @@ use crate::shard::link::ShardLink;
 #[must_use = "a pin that is dropped at once pins nothing"]
 pub struct PagePin<'a> {
     pub(crate) link: &'a ShardLink,
+    pub(crate) head: FrameId,
     pub(crate) frame: FrameId,
     pub(crate) len_bytes: usize,
 }
@@ -35,7 +38,7 @@ impl Deref for PagePin<'_> {
 impl Drop for PagePin<'_> {
     #[inline]
     fn drop(&mut self) {
-        let released = self.link.cache.folio(self.frame).unpin();
+        let released = self.link.cache.folio(self.head).unpin();
         self.link.after_release(released);
     }
 }
@@ -47,6 +50,7 @@ impl Drop for PagePin<'_> {
 pub struct PagePinMut<'a> {
     pub(crate) link: &'a ShardLink,
     pub(crate) shape: &'a MappingShape,
+    pub(crate) place: Place,
     pub(crate) frame: FrameId,
     pub(crate) len_bytes: usize,
     pub(crate) changed: bool,
@@ -85,9 +89,10 @@ impl Drop for PagePinMut<'_> {
     #[inline]
     fn drop(&mut self) {
         if self.changed {
-            self.link.release_dirty(self.frame, self.shape);
+            let pages = self.len_bytes.div_ceil(PAGE_BYTES) as u64;
+            self.link.release_dirty(self.frame, self.place, pages, self.shape);
         } else {
-            let released = self.link.cache.folio(self.frame).release_exclusive_unchanged();
+            let released = self.link.cache.folio(self.place.head).release_exclusive_unchanged();
             self.link.after_release(released);
         }
     }

@@ -43,21 +43,37 @@ pub(crate) struct Grants {
     pub hold: Hold,
     /// Bit *i* set: `frames[i]` is granted for page `first + i` of the request.
     pub mask: u32,
+    /// Bit *i* set: that page is held together with the one before it, as a part of the same folio.
+    pub joined: u32,
     pub frames: [FrameId; GRANTS_MAX],
 }
 
 impl Grants {
     pub(crate) fn none() -> Self {
-        Self { hold: Hold::Shared, mask: 0, frames: [FrameId(0); GRANTS_MAX] }
+        Self { hold: Hold::Shared, mask: 0, joined: 0, frames: [FrameId(0); GRANTS_MAX] }
     }
 
+    /// Grants the page at `position`, in `frame`.
     pub(crate) fn add(&mut self, position: usize, frame: FrameId) {
-        self.mask |= 1 << position;
-        self.frames[position] = frame;
+        self.add_joined(position, frame, 1);
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, FrameId)> + '_ {
-        (0..GRANTS_MAX).filter(|i| self.mask >> i & 1 != 0).map(|i| (i, self.frames[i]))
+    /// Grants `pages` pages of one folio that are held and released together, from `frame` on.
+    pub(crate) fn add_joined(&mut self, position: usize, frame: FrameId, pages: usize) {
+        self.frames[position] = frame;
+        for at in position..position + pages {
+            self.mask |= 1 << at;
+            self.joined |= u32::from(at > position) << at;
+        }
+    }
+
+    /// What is granted: position of the first page, its frame, and how many pages are held with it.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (usize, FrameId, usize)> + '_ {
+        let first = (0..GRANTS_MAX).filter(|at| (self.mask & !self.joined) >> at & 1 != 0);
+        first.map(|at| {
+            let joined = (self.joined as u64 >> at >> 1).trailing_ones() as usize;
+            (at, self.frames[at], 1 + joined)
+        })
     }
 }
 
@@ -255,7 +271,7 @@ mod tests {
         let mut grants = Grants::none();
         grants.add(3, FrameId(9));
         let back = slots.answer(slot, Ok(grants)).expect("nobody waits").unwrap();
-        assert_eq!(back.iter().collect::<Vec<_>>(), [(3, FrameId(9))]);
+        assert_eq!(back.iter().collect::<Vec<_>>(), [(3, FrameId(9), 1)]);
         assert!(slots.acquire().is_some(), "the slot is free again");
     }
 

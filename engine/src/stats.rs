@@ -27,13 +27,13 @@ thread_local! {
 
 impl HitCounters {
     #[inline]
-    pub(crate) fn read(&self) {
-        LANE.with(|&lane| self.lanes[lane].reads.fetch_add(1, Ordering::Relaxed));
+    pub(crate) fn read(&self, pages: u64) {
+        LANE.with(|&lane| self.lanes[lane].reads.fetch_add(pages, Ordering::Relaxed));
     }
 
     #[inline]
-    pub(crate) fn write(&self) {
-        LANE.with(|&lane| self.lanes[lane].writes.fetch_add(1, Ordering::Relaxed));
+    pub(crate) fn write(&self, pages: u64) {
+        LANE.with(|&lane| self.lanes[lane].writes.fetch_add(pages, Ordering::Relaxed));
     }
 
     fn sum(&self, of: impl Fn(&Lane) -> &AtomicU64) -> u64 {
@@ -85,8 +85,12 @@ counters! {
     pages_created,
     /// Pages written back.
     pages_written,
-    /// Folios evicted to free their frames.
+    /// Pages evicted to free their frames.
     pages_evicted,
+    /// Folios that were given frames: of one page or many.
+    folios_installed,
+    /// Folios split because a page of theirs was wanted by itself.
+    folios_split,
     /// Read commands submitted.
     read_commands,
     /// Write commands submitted.

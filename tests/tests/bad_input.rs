@@ -72,7 +72,7 @@ fn hugepages_that_are_required_and_cannot_be_had_are_an_error_with_the_remedy() 
 fn ranges_of_mappings_are_checked_and_overlaps_refused() {
     let engine = Engine::open("emu:ram?size=1MiB&lba=4096", &quick()).unwrap();
     let open = |namespace, start_bytes, len_bytes| {
-        engine.mapping(&MappingOptions { namespace, start_bytes, len_bytes }).map(drop)
+        engine.mapping(&MappingOptions { namespace, start_bytes, len_bytes, ..Default::default() }).map(drop)
     };
     for (namespace, start, len, word) in [
         (2, 0, None, "no namespace 2"),

@@ -15,7 +15,7 @@
 //! DIRTY is set under exclusive possession, before it is given back, and cleared by the shard after step 2 has found
 //! nobody: a change is in what the device reads, or leaves its page dirty.
 
-use super::folio::{FolioHeader, FolioKey, Released};
+use super::folio::{Access, FolioHeader, FolioKey, FolioOrder, Released};
 use super::tags::{Tag, TagNodes};
 #[cfg(loom)]
 use crate::primitives::{Ordering, fence};
@@ -37,15 +37,31 @@ fn between_announcing_and_looking() {
     fence(Ordering::SeqCst);
 }
 
-/// Takes a folio exclusively for any thread, if it holds `key`, nobody has it, and the device doesn't read it.
+/// The bits of the pages from `page` on, as many as follow within its leaf but at most `pages`.
 #[inline]
-pub(crate) fn try_exclusive(folio: &FolioHeader, marks: &TagNodes, key: FolioKey) -> Result<(), Released> {
-    folio.try_exclusive(key)?;
+pub(crate) fn leaf_bits(page: u64, pages: u64) -> u64 {
+    let slot = page % LEAF_PAGES;
+    let count = pages.min(LEAF_PAGES - slot);
+    u64::MAX >> (LEAF_PAGES - count) << slot
+}
+
+/// Takes a folio exclusively for any thread, for the page of `own`, if that still is the page `key`, nobody has the
+/// folio, and the device doesn't read that page. `head` is the folio's head and `within` the page's place in it.
+#[inline]
+pub(crate) fn try_exclusive(
+    head: &FolioHeader,
+    own: &FolioHeader,
+    marks: &TagNodes,
+    key: FolioKey,
+    (order, within): (FolioOrder, u64),
+    access: Access,
+) -> Result<(), Released> {
+    head.try_exclusive(within, access, || own.key() == key && own.order() == order)?;
     between_announcing_and_looking();
-    if marks.marked(folio.tag_leaf(), Tag::Writeback) & leaf_bit(key.page()) == 0 {
+    if marks.marked(own.tag_leaf(), Tag::Writeback) & leaf_bit(key.page()) == 0 {
         return Ok(());
     }
-    Err(folio.release_exclusive_unchanged())
+    Err(head.release_exclusive_unchanged())
 }
 
 /// What came of locking pages of one leaf for writeback.
@@ -59,13 +75,13 @@ pub(crate) struct LeafLock {
     pub in_flight: u64,
 }
 
-/// Locks the pages `wanted` of `leaf`, as far as they can be had now. `folio_of` finds the folio of a slot of the leaf.
-/// The shard only.
+/// Locks the pages `wanted` of `leaf`, as far as they can be had now. `folio_of` finds the folio of a slot of the leaf,
+/// and which slots it covers. The shard only.
 pub(crate) fn lock_for_writeback<'f>(
     marks: &TagNodes,
     leaf: u32,
     wanted: u64,
-    folio_of: impl Fn(u32) -> &'f FolioHeader,
+    folio_of: impl Fn(u32) -> (&'f FolioHeader, u64),
 ) -> LeafLock {
     let in_flight = wanted & marks.marked(leaf, Tag::Writeback);
     let tried = wanted & !in_flight;
@@ -76,9 +92,11 @@ pub(crate) fn lock_for_writeback<'f>(
     between_announcing_and_looking();
     let (mut held, mut rest) = (0, tried);
     while rest != 0 {
-        let slot = rest.trailing_zeros();
-        held |= u64::from(folio_of(slot).is_exclusive()) << slot;
-        rest &= rest - 1;
+        let (folio, covered) = folio_of(rest.trailing_zeros());
+        if folio.is_exclusive() {
+            held |= rest & covered;
+        }
+        rest &= !covered;
     }
     if held != 0 {
         marks.clear_owned(leaf, held, Tag::Writeback);
@@ -94,13 +112,17 @@ mod tests {
     const TREE: TreeId = TreeId { mapping: 3, levels: 2 };
     const KEY: FolioKey = FolioKey::new(3, 70);
 
+    fn take(folio: &FolioHeader, marks: &TagNodes) -> Result<(), Released> {
+        try_exclusive(folio, folio, marks, KEY, (FolioOrder(0), 0), Access::Change)
+    }
+
     fn cached() -> (TagTree, FolioHeader) {
         let mut trees = TagTree::new(8);
-        let leaf = trees.insert(TREE, 70);
+        let leaf = trees.insert(TREE, 70, leaf_bit(70));
         let folio = FolioHeader::new();
-        folio.assign(KEY, leaf);
+        folio.assign(KEY, leaf, FolioOrder(0));
         folio.publish();
-        folio.mark_uptodate();
+        folio.fill(1);
         (trees, folio)
     }
 
@@ -108,27 +130,27 @@ mod tests {
     fn wb25_a_folio_under_writeback_can_be_read_but_not_taken_exclusively() {
         let (trees, folio) = cached();
         let marks = trees.nodes();
-        let lock = lock_for_writeback(marks, folio.tag_leaf(), leaf_bit(70), |_| &folio);
+        let lock = lock_for_writeback(marks, folio.tag_leaf(), leaf_bit(70), |_| (&folio, u64::MAX));
         assert_eq!(lock.locked, leaf_bit(70));
-        assert!(try_exclusive(&folio, marks, KEY).is_err());
+        assert!(take(&folio, marks).is_err());
         assert!(!folio.state().exclusive(), "the attempt leaves no trace");
-        assert!(folio.try_pin(KEY).is_ok());
+        assert!(folio.try_pin(0, || true).is_ok());
         let _ = folio.unpin();
         marks.clear_owned(folio.tag_leaf(), leaf_bit(70), Tag::Writeback);
-        assert!(try_exclusive(&folio, marks, KEY).is_ok());
+        assert!(take(&folio, marks).is_ok());
     }
 
     #[test]
     fn wb06_an_exclusive_and_an_in_flight_folio_are_not_locked() {
         let (trees, folio) = cached();
         let (marks, bit) = (trees.nodes(), leaf_bit(70));
-        try_exclusive(&folio, marks, KEY).unwrap();
-        let lock = lock_for_writeback(marks, folio.tag_leaf(), bit, |_| &folio);
+        take(&folio, marks).unwrap();
+        let lock = lock_for_writeback(marks, folio.tag_leaf(), bit, |_| (&folio, u64::MAX));
         assert_eq!(lock, LeafLock { locked: 0, held: bit, in_flight: 0 });
         assert_eq!(marks.marked(folio.tag_leaf(), Tag::Writeback), 0, "the attempt leaves no trace");
-        let _ = folio.release_exclusive_changed();
-        lock_for_writeback(marks, folio.tag_leaf(), bit, |_| &folio);
-        let lock = lock_for_writeback(marks, folio.tag_leaf(), bit, |_| &folio);
+        let _ = folio.release_exclusive_changed(1);
+        lock_for_writeback(marks, folio.tag_leaf(), bit, |_| (&folio, u64::MAX));
+        let lock = lock_for_writeback(marks, folio.tag_leaf(), bit, |_| (&folio, u64::MAX));
         assert_eq!(lock, LeafLock { locked: 0, held: 0, in_flight: bit });
     }
 }
@@ -144,23 +166,27 @@ mod loom_models {
     const TREE: TreeId = TreeId { mapping: 1, levels: 2 };
     const KEY: FolioKey = FolioKey::new(1, 1);
 
+    fn take(folio: &FolioHeader, marks: &TagNodes) -> Result<(), Released> {
+        try_exclusive(folio, folio, marks, KEY, (FolioOrder(0), 0), Access::Change)
+    }
+
     /// A writer and the shard's writeback: the device reads the bytes only while nobody changes them, and a
     /// change is either in what the device read or leaves the page dirty.
     #[test]
     fn loom_a_change_is_written_or_the_page_stays_dirty() {
         loom::model(|| {
             let mut trees = TagTree::new(4);
-            let leaf = trees.insert(TREE, 1);
+            let leaf = trees.insert(TREE, 1, leaf_bit(1));
             let marks = trees.nodes().clone();
             let folio = Arc::new((FolioHeader::new(), UnsafeCell::new(0u64)));
-            folio.0.assign(KEY, leaf);
+            folio.0.assign(KEY, leaf, FolioOrder(0));
             folio.0.publish();
-            folio.0.mark_uptodate();
+            folio.0.fill(1);
             marks.set_dirty(leaf, leaf_bit(1));
             let writer = {
                 let (folio, marks) = (folio.clone(), marks.clone());
                 thread::spawn(move || {
-                    if try_exclusive(&folio.0, &marks, KEY).is_err() {
+                    if take(&folio.0, &marks).is_err() {
                         return false;
                     }
                     folio.1.with_mut(|bytes| {
@@ -173,12 +199,12 @@ mod loom_models {
                     if marks.marked(leaf, Tag::Dirty) & leaf_bit(1) == 0 {
                         marks.set_dirty(leaf, leaf_bit(1));
                     }
-                    let _ = folio.0.release_exclusive_changed();
+                    let _ = folio.0.release_exclusive_changed(1);
                     true
                 })
             };
             let mut on_device = None;
-            if lock_for_writeback(&marks, leaf, leaf_bit(1), |_| &folio.0).locked != 0 {
+            if lock_for_writeback(&marks, leaf, leaf_bit(1), |_| (&folio.0, u64::MAX)).locked != 0 {
                 marks.clear_dirty(leaf, leaf_bit(1));
                 folio.1.with(|bytes| {
                     // SAFETY: under writeback nobody changes the bytes; loom checks it.
@@ -201,19 +227,19 @@ mod loom_models {
     fn loom_a_dirtied_folio_is_not_evicted() {
         loom::model(|| {
             let mut trees = TagTree::new(4);
-            let leaf = trees.insert(TREE, 1);
+            let leaf = trees.insert(TREE, 1, leaf_bit(1));
             let marks = trees.nodes().clone();
             let folio = Arc::new(FolioHeader::new());
-            folio.assign(KEY, leaf);
+            folio.assign(KEY, leaf, FolioOrder(0));
             folio.publish();
-            folio.mark_uptodate();
+            folio.fill(1);
             let writer = {
                 let (folio, marks) = (folio.clone(), marks.clone());
                 thread::spawn(move || {
-                    let taken = try_exclusive(&folio, &marks, KEY).is_ok();
+                    let taken = take(&folio, &marks).is_ok();
                     if taken {
                         marks.set_dirty(leaf, leaf_bit(1));
-                        let _ = folio.release_exclusive_changed();
+                        let _ = folio.release_exclusive_changed(1);
                     }
                     taken
                 })

@@ -1,34 +1,42 @@
 //! A folio's header: what it holds, who holds it, and the state word on which all of that is decided.
 //!
-//! Headers are *type-stable*: one a frame, allocated at open, never freed. A thread may therefore touch the
-//! header that a stale index entry names; it pins first and checks the identity afterwards.
+//! A folio is 2^order neighbouring pages of one mapping, aligned to their number, in as many neighbouring frames, aligned
+//! likewise. There is one header a frame, allocated at open and never freed (*type-stable*): a thread may touch the header
+//! that a stale index entry names; it pins first and checks the identity afterwards. Each header says which page its
+//! frame holds, and the folio's order; the one of the first frame, the *head*, is the folio's: its state word is the one
+//! that counts. The words of the others are frozen, so that nobody can take a folio by its middle.
 //!
 //! # The state word
 //!
 //! ```text
 //!  63            32 31         22 21 20 19 18 17 16 15             0
 //! ┌────────────────┬─────────────┬──┬──┬──┬──┬──┬──┬────────────────┐
-//! │ version        │ reserved    │RE│WA│UP│FR│  │EX│ shared pins    │
+//! │ version        │ filled      │RE│WA│  │FR│  │EX│ shared pins    │
 //! └────────────────┴─────────────┴──┴──┴──┴──┴──┴──┴────────────────┘
 //! ```
 //!
-//! | flag | set by | meaning |
+//! | field | set by | meaning |
 //! |---|---|---|
+//! | filled | shard; the holder of EX | pages from the folio's first on that hold their bytes |
 //! | EXclusive | any thread, or the shard for it | one holder may change the bytes |
 //! | FRozen | shard | free, or on its way out; every pin attempt fails |
-//! | UPtodate | shard; the holder of EX | the frame holds the page's bytes |
 //! | WAiters | shard | a request is parked on this folio: who releases it kicks the shard |
 //! | REferenced | any thread | used since the eviction hand last passed |
 //!
-//! Whether the folio is dirty or under writeback does not stand here but in the marks of its pages
-//! ([`super::tags`]), and nowhere else: what a pass finds and what a folio is cannot disagree. How exclusive holders
-//! and writeback keep out of each other's way is [`super::exclusion`].
+//! A folio that was read in is filled whole. One that is made for a writer who appends is filled page by page, from its
+//! first on: whoever writes the page behind the last filled one whole may do so without asking the shard. The pages
+//! behind that are nobody's yet; a look-up treats them as missing.
+//!
+//! Whether pages are dirty or under writeback does not stand here but in their marks ([`super::tags`]), and nowhere
+//! else: what a pass finds and what a folio is cannot disagree, and a folio that is dirty in part is nothing special. How
+//! exclusive holders and writeback keep out of each other's way is [`super::exclusion`].
 //!
 //! Invariants, each kept by the method that could break it:
 //! 1. EX excludes FR and held pins.
 //! 2. FR excludes held pins and EX.
 //! 3. The word is changed by read-modify-write only, never stored: a pin attempt that fails leaves a `+1`
 //!    for a moment, which must survive whatever the shard does meanwhile.
+//! 4. Order and keys of a folio's headers change only while its head is frozen: who holds a pin finds them stable.
 
 use crate::primitives::{AtomicU32, AtomicU64, Ordering};
 
@@ -70,10 +78,44 @@ const PINS: u64 = 0xFFFF;
 const PINS_MAX: u64 = 0x8000;
 const EXCLUSIVE: u64 = 1 << 16;
 const FROZEN: u64 = 1 << 18;
-const UPTODATE: u64 = 1 << 19;
 const WAITERS: u64 = 1 << 20;
 const REFERENCED: u64 = 1 << 21;
+/// One page more is filled.
+const FILL: u64 = 1 << 22;
+const FILLED: u64 = 0x3FF << 22;
 const VERSION: u64 = 1 << 32;
+
+/// How large a folio is: 2^order pages, from one page to 512 (2 MiB).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct FolioOrder(pub u8);
+
+impl FolioOrder {
+    /// The largest: a stripe.
+    pub(crate) const MAX: Self = Self(9);
+    /// How many orders there are.
+    pub(crate) const COUNT: usize = Self::MAX.0 as usize + 1;
+
+    pub(crate) const fn pages(self) -> u64 {
+        1 << self.0
+    }
+
+    /// The largest order of a folio that begins at page (or ends at frame) `at` and has at most `pages` pages.
+    pub(crate) const fn fitting(at: u64, pages: u64) -> Self {
+        let by_alignment = if at == 0 { Self::MAX.0 as u32 } else { at.trailing_zeros() };
+        let by_length = pages.ilog2();
+        let order = if by_alignment < by_length { by_alignment } else { by_length };
+        Self(if order < Self::MAX.0 as u32 { order as u8 } else { Self::MAX.0 })
+    }
+}
+
+/// What an exclusive holder wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Change a page that is filled.
+    Change,
+    /// Write a page whole: one that is filled, or the one behind the last that is.
+    Overwrite,
+}
 
 /// One reading of a folio's state word.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -89,31 +131,25 @@ impl FolioState {
     pub(crate) const fn frozen(self) -> bool {
         self.0 & FROZEN != 0
     }
-    pub(crate) const fn uptodate(self) -> bool {
-        self.0 & UPTODATE != 0
-    }
-    pub(crate) const fn has_waiters(self) -> bool {
-        self.0 & WAITERS != 0
+    /// Pages, from the folio's first on, that hold their bytes.
+    pub(crate) const fn filled(self) -> u64 {
+        (self.0 & FILLED) >> FILLED.trailing_zeros()
     }
     pub(crate) const fn referenced(self) -> bool {
         self.0 & REFERENCED != 0
     }
-    /// Whether a shared pin could be granted now.
-    pub(crate) const fn shareable(self) -> bool {
-        self.0 & (EXCLUSIVE | FROZEN | UPTODATE) == UPTODATE && self.pins() < PINS_MAX
+    /// Whether a shared pin on the folio's page `within` could be granted now.
+    pub(crate) const fn shareable(self, within: u64) -> bool {
+        self.0 & (EXCLUSIVE | FROZEN) == 0 && self.filled() > within && self.pins() < PINS_MAX
     }
 }
 
 impl std::fmt::Debug for FolioState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "pins={} version={}", self.pins(), self.0 >> 32)?;
-        for (flag, name) in [
-            (EXCLUSIVE, "exclusive"),
-            (FROZEN, "frozen"),
-            (UPTODATE, "uptodate"),
-            (WAITERS, "waiters"),
-            (REFERENCED, "referenced"),
-        ] {
+        write!(f, "pins={} filled={} version={}", self.pins(), self.filled(), self.0 >> 32)?;
+        for (flag, name) in
+            [(EXCLUSIVE, "exclusive"), (FROZEN, "frozen"), (WAITERS, "waiters"), (REFERENCED, "referenced")]
+        {
             if self.0 & flag != 0 {
                 write!(f, " {name}")?;
             }
@@ -144,7 +180,11 @@ pub(crate) struct FolioHeader {
     tag_leaf: AtomicU32,
     /// First parked request; the shard's alone.
     pub(crate) waiter_first: AtomicU32,
+    /// The folio's order, in each of its headers; with [`FREE_BLOCK`], the first frame of a free block.
+    order: AtomicU32,
 }
+
+const FREE_BLOCK: u32 = 1 << 8;
 
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<FolioHeader>() == 32);
@@ -158,6 +198,7 @@ impl FolioHeader {
             bucket_next: AtomicU32::new(NONE),
             tag_leaf: AtomicU32::new(NONE),
             waiter_first: AtomicU32::new(NONE),
+            order: AtomicU32::new(0),
         }
     }
 
@@ -173,16 +214,23 @@ impl FolioHeader {
         self.tag_leaf.load(Ordering::Relaxed)
     }
 
+    /// The order of the folio that this frame is, or was, a part of.
+    #[inline]
+    pub(crate) fn order(&self) -> FolioOrder {
+        FolioOrder((self.order.load(Ordering::Relaxed) & 0xF) as u8)
+    }
+
     // ---- any thread -------------------------------------------------------------------------------------
 
-    /// Takes a shared pin if the folio holds `key` and may be shared, with one atomic operation on success.
+    /// Takes a shared pin if the folio's page `within` may be shared and `holds` still says that it is the wanted one,
+    /// with one atomic operation on success.
     ///
     /// `Err` says whether undoing the attempt left a kick to do.
     #[inline]
-    pub(crate) fn try_pin(&self, key: FolioKey) -> Result<(), Released> {
+    pub(crate) fn try_pin(&self, within: u64, holds: impl FnOnce() -> bool) -> Result<(), Released> {
         // Acquire: whatever the last exclusive holder, or the device, wrote is visible to who pins.
         let before = FolioState(self.state.fetch_add(PIN, Ordering::Acquire));
-        if before.shareable() && self.key() == key {
+        if before.shareable(within) && holds() {
             if !before.referenced() {
                 self.state.fetch_or(REFERENCED, Ordering::Relaxed);
             }
@@ -200,14 +248,21 @@ impl FolioHeader {
         if before & WAITERS != 0 && before & PINS == PIN { Released::Kick } else { Released::Quiet }
     }
 
-    /// Takes the folio exclusively if it holds `key` and nobody else holds it. Fails also where requests are
-    /// parked already: they came first. What the device reads isn't looked at here: see [`super::exclusion`].
+    /// Takes the folio exclusively for its page `within` if nobody else holds it and `holds` says that it is the wanted
+    /// one. Fails also where requests are parked already: they came first. What the device reads isn't looked at here:
+    /// see [`super::exclusion`].
     #[inline]
-    pub(crate) fn try_exclusive(&self, key: FolioKey) -> Result<(), Released> {
+    pub(crate) fn try_exclusive(
+        &self,
+        within: u64,
+        access: Access,
+        holds: impl Fn() -> bool,
+    ) -> Result<(), Released> {
         const BLOCKERS: u64 = PINS | EXCLUSIVE | FROZEN | WAITERS;
+        let reach = within + u64::from(access == Access::Change);
         let mut seen = self.state.load(Ordering::Relaxed);
         loop {
-            if seen & BLOCKERS != 0 || seen & UPTODATE == 0 || self.key() != key {
+            if seen & BLOCKERS != 0 || FolioState(seen).filled() < reach || !holds() {
                 return Err(Released::Quiet);
             }
             match self.state.compare_exchange_weak(
@@ -221,8 +276,8 @@ impl FolioHeader {
                 Err(now) => seen = now,
             }
         }
-        // The key may have changed between the check and the exchange; now it can't any more.
-        if self.key() == key { Ok(()) } else { Err(self.release_exclusive_unchanged()) }
+        // The identity may have changed between the check and the exchange; now it can't any more.
+        if holds() { Ok(()) } else { Err(self.release_exclusive_unchanged()) }
     }
 
     /// Gives exclusive possession back without having changed a byte.
@@ -232,51 +287,68 @@ impl FolioHeader {
         if before & WAITERS != 0 { Released::Kick } else { Released::Quiet }
     }
 
-    /// Gives exclusive possession back with changed bytes: the folio is up to date, and the caller has marked it dirty.
+    /// Gives exclusive possession back with changed bytes: the pages before `filled_to` hold theirs, and the caller has
+    /// marked what it changed dirty.
     #[inline]
-    pub(crate) fn release_exclusive_changed(&self) -> Released {
-        // Only the holder of EX changes UPTODATE now, so it cannot move between this load and the addition below.
+    pub(crate) fn release_exclusive_changed(&self, filled_to: u64) -> Released {
+        // Only the holder of EX changes what is filled now, so it cannot move between this load and the addition below.
         let held = self.state.load(Ordering::Relaxed);
         debug_assert!(held & EXCLUSIVE != 0);
-        let mut change = VERSION.wrapping_sub(EXCLUSIVE);
-        if held & UPTODATE == 0 {
-            change = change.wrapping_add(UPTODATE);
-        }
+        let more = filled_to.saturating_sub(FolioState(held).filled());
+        let change = (VERSION + more * FILL).wrapping_sub(EXCLUSIVE);
         let before = self.state.fetch_add(change, Ordering::Release);
         if before & WAITERS != 0 { Released::Kick } else { Released::Quiet }
     }
 
     // ---- the shard --------------------------------------------------------------------------------------
 
-    /// Gives a free frame its identity; it stays FROZEN until [`publish`](Self::publish).
-    pub(crate) fn assign(&self, key: FolioKey, tag_leaf: u32) {
+    /// Gives a frame that is frozen its page and its leaf, as a part of a folio of `order`.
+    pub(crate) fn assign(&self, key: FolioKey, tag_leaf: u32, order: FolioOrder) {
         debug_assert!(self.state().frozen());
         self.key.store(key.0, Ordering::Relaxed);
         self.tag_leaf.store(tag_leaf, Ordering::Relaxed);
+        self.set_order(order);
     }
 
-    /// Opens a frame that was assigned: found by look-ups, but not yet up to date.
+    /// Makes the frame a part of a folio of `order`; the folio's head is frozen.
+    pub(crate) fn set_order(&self, order: FolioOrder) {
+        self.order.store(u32::from(order.0), Ordering::Relaxed);
+    }
+
+    /// Makes the frame the first of a free block.
+    pub(crate) fn set_free_block(&self, order: FolioOrder) {
+        self.order.store(u32::from(order.0) | FREE_BLOCK, Ordering::Relaxed);
+    }
+
+    /// Whether the frame is the first of a free block of exactly this order.
+    pub(crate) fn is_free_block(&self, order: FolioOrder) -> bool {
+        self.order.load(Ordering::Relaxed) == u32::from(order.0) | FREE_BLOCK
+    }
+
+    /// Opens a folio that was assigned: found by look-ups, but nothing of it is filled yet.
     pub(crate) fn publish(&self) {
-        let before = self.state.fetch_and(!(FROZEN | UPTODATE | REFERENCED), Ordering::Release);
+        let before = self.state.fetch_and(!(FROZEN | FILLED | REFERENCED), Ordering::Release);
         debug_assert!(before & (FROZEN | EXCLUSIVE | WAITERS) == FROZEN);
     }
 
-    /// Opens a frame that was assigned, exclusively held on behalf of a writer that will fill all of it.
+    /// Opens a folio that was assigned, exclusively held on behalf of a writer that will fill pages of it.
     pub(crate) fn publish_exclusive(&self) {
         // FROZEN is set and EXCLUSIVE isn't (invariant 2), so one addition swaps them.
         let before = self.state.fetch_add(EXCLUSIVE.wrapping_sub(FROZEN), Ordering::Release);
-        debug_assert!(before & (FROZEN | EXCLUSIVE | WAITERS | UPTODATE) == FROZEN);
+        debug_assert!(before & (FROZEN | EXCLUSIVE | WAITERS | FILLED) == FROZEN);
     }
 
-    /// The read from the device succeeded: hits may begin.
-    pub(crate) fn mark_uptodate(&self) {
-        self.state.fetch_or(UPTODATE, Ordering::Release);
+    /// The first `pages` pages hold their bytes: hits may begin. Nothing was filled before.
+    pub(crate) fn fill(&self, pages: u64) {
+        let before = self.state.fetch_add(pages * FILL, Ordering::Release);
+        debug_assert!(FolioState(before).filled() == 0);
     }
 
-    /// Grants a shared pin on behalf of a parked request. False where it can't be granted now.
-    pub(crate) fn grant_pin(&self) -> bool {
+    /// Grants a shared pin on the folio's page `within` on behalf of a parked request. False where it can't be granted
+    /// now.
+    pub(crate) fn grant_pin(&self, within: u64) -> bool {
         let before = FolioState(self.state.fetch_add(PIN, Ordering::Acquire));
-        if before.shareable() {
+        if before.shareable(within) {
             self.state.fetch_or(REFERENCED, Ordering::Relaxed);
             return true;
         }
@@ -286,8 +358,14 @@ impl FolioHeader {
 
     /// Grants exclusive possession on behalf of a parked request, when its pages aren't under writeback. False where
     /// it can't be granted now.
-    pub(crate) fn grant_exclusive(&self) -> bool {
-        self.exchange_if(PINS | EXCLUSIVE | FROZEN, UPTODATE, EXCLUSIVE | REFERENCED)
+    pub(crate) fn grant_exclusive(&self, within: u64) -> bool {
+        self.exchange_if(PINS | EXCLUSIVE | FROZEN, within + 1, EXCLUSIVE | REFERENCED)
+    }
+
+    /// Grants exclusive possession to who appends behind the first `filled` pages. False where it can't be granted now.
+    pub(crate) fn grant_append(&self, filled: u64) -> bool {
+        debug_assert!(filled > 0, "a folio of which nothing is filled is its maker's, or being read");
+        self.exchange_if(PINS | EXCLUSIVE | FROZEN | WAITERS, filled, EXCLUSIVE | REFERENCED)
     }
 
     /// Announces that requests are parked here: every release from now on kicks the shard. The caller looks
@@ -313,21 +391,21 @@ impl FolioHeader {
             self.state.fetch_and(!REFERENCED, Ordering::Relaxed);
             return false;
         }
-        seen & (PINS | EXCLUSIVE | FROZEN | WAITERS) == 0 && seen & UPTODATE != 0
+        seen & (PINS | EXCLUSIVE | FROZEN | WAITERS) == 0 && seen & FILLED != 0
     }
 
     /// Freezes a folio that nobody uses or waits for, to evict it; the caller looks at its marks then, and
     /// [thaws](Self::thaw) it if it is dirty after all (`__remove_mapping`).
     pub(crate) fn freeze_unused(&self) -> bool {
         // Acquire: who had it has done with it (their releases, their marks) before the frame is reused.
-        self.exchange_if(PINS | EXCLUSIVE | FROZEN | WAITERS, UPTODATE, FROZEN)
+        self.exchange_if(PINS | EXCLUSIVE | FROZEN | WAITERS, 1, FROZEN)
     }
 
     /// Freezes a folio that is thrown away (discard, close), though requests may wait for it. False while somebody
     /// holds it or the device fills it.
     pub(crate) fn freeze_for_removal(&self) -> bool {
-        // Not up to date: the device is filling it.
-        self.exchange_if(PINS | EXCLUSIVE | FROZEN, UPTODATE, FROZEN)
+        // Nothing filled: the device is filling it.
+        self.exchange_if(PINS | EXCLUSIVE | FROZEN, 1, FROZEN)
     }
 
     /// Opens a folio again that was frozen and stays after all.
@@ -336,25 +414,49 @@ impl FolioHeader {
         debug_assert!(before & FROZEN != 0);
     }
 
-    /// Freezes a folio whose read failed. Nobody can hold it: it was never up to date.
-    pub(crate) fn freeze_unread(&self) {
+    /// Freezes a folio of which nothing was filled, since its read failed. Nobody can hold it.
+    pub(crate) fn freeze_unfilled(&self) {
         let before = self.state.fetch_or(FROZEN, Ordering::AcqRel);
-        debug_assert!(before & (UPTODATE | EXCLUSIVE | FROZEN) == 0);
+        debug_assert!(before & (FILLED | EXCLUSIVE | FROZEN) == 0);
+    }
+
+    /// Freezes an exclusively held folio of which nothing was filled: its writer went away. False when something is
+    /// filled; the folio then is as it was.
+    pub(crate) fn freeze_orphan(&self) -> bool {
+        // The writer is gone and nobody else can have it, so nothing of this moves.
+        let seen = self.state();
+        debug_assert!(seen.exclusive());
+        if seen.filled() > 0 {
+            return false;
+        }
+        self.state.fetch_add(FROZEN.wrapping_sub(EXCLUSIVE), Ordering::AcqRel);
+        true
+    }
+
+    /// A part of a frozen folio becomes a folio of its own, frozen still, with its first `filled` pages filled.
+    pub(crate) fn become_head(&self, filled: u64, referenced: bool) {
+        let now = self.state();
+        debug_assert!(now.frozen());
+        let change = (filled * FILL).wrapping_sub(now.filled() * FILL);
+        self.state.fetch_add(change, Ordering::Relaxed);
+        if referenced {
+            self.state.fetch_or(REFERENCED, Ordering::Relaxed);
+        }
     }
 
     /// Takes the flags off a frozen frame that are about its old content. WAITERS must be gone.
     pub(crate) fn scrub_frozen(&self) {
-        let before = self.state.fetch_and(!(UPTODATE | REFERENCED | WAITERS), Ordering::Relaxed);
+        let before = self.state.fetch_and(!(FILLED | REFERENCED | WAITERS), Ordering::Relaxed);
         debug_assert!(before & FROZEN != 0);
         self.key.store(u64::MAX, Ordering::Relaxed);
     }
 
-    /// Sets `set` if none of `blockers` and all of `wanted` are set. A concurrent pin attempt that is about to
-    /// be undone counts as a blocker: the caller comes again.
-    fn exchange_if(&self, blockers: u64, wanted: u64, set: u64) -> bool {
+    /// Sets `set` if none of `blockers` is set and at least `filled` pages are filled. A concurrent pin attempt that is
+    /// about to be undone counts as a blocker: the caller comes again.
+    fn exchange_if(&self, blockers: u64, filled: u64, set: u64) -> bool {
         let mut seen = self.state.load(Ordering::Relaxed);
         loop {
-            if seen & blockers != 0 || seen & wanted != wanted {
+            if seen & blockers != 0 || FolioState(seen).filled() < filled {
                 return false;
             }
             match self.state.compare_exchange_weak(seen, seen | set, Ordering::AcqRel, Ordering::Relaxed) {
@@ -373,9 +475,9 @@ mod tests {
 
     fn cached() -> FolioHeader {
         let folio = FolioHeader::new();
-        folio.assign(KEY, 0);
+        folio.assign(KEY, 0, FolioOrder(0));
         folio.publish();
-        folio.mark_uptodate();
+        folio.fill(1);
         folio
     }
 
@@ -388,26 +490,26 @@ mod tests {
     #[test]
     fn a_free_frame_cannot_be_pinned_and_the_attempt_leaves_no_trace() {
         let folio = FolioHeader::new();
-        assert!(folio.try_pin(KEY).is_err());
-        assert!(folio.try_exclusive(KEY).is_err());
+        assert!(folio.try_pin(0, || folio.key() == KEY).is_err());
+        assert!(folio.try_exclusive(0, Access::Change, || folio.key() == KEY).is_err());
         assert_eq!(folio.state().pins(), 0);
     }
 
     #[test]
     fn a_folio_being_read_cannot_be_pinned() {
         let folio = FolioHeader::new();
-        folio.assign(KEY, 0);
+        folio.assign(KEY, 0, FolioOrder(0));
         folio.publish();
-        assert!(folio.try_pin(KEY).is_err());
-        folio.mark_uptodate();
-        assert!(folio.try_pin(KEY).is_ok());
+        assert!(folio.try_pin(0, || folio.key() == KEY).is_err());
+        folio.fill(1);
+        assert!(folio.try_pin(0, || folio.key() == KEY).is_ok());
     }
 
     #[test]
     fn a_pin_on_another_identity_is_refused() {
         let folio = cached();
-        assert!(folio.try_pin(FolioKey::new(3, 78)).is_err());
-        assert!(folio.try_exclusive(FolioKey::new(4, 77)).is_err());
+        assert!(folio.try_pin(0, || folio.key() == FolioKey::new(3, 78)).is_err());
+        assert!(folio.try_exclusive(0, Access::Change, || folio.key() == FolioKey::new(4, 77)).is_err());
         assert_eq!(folio.state().pins(), 0);
         assert!(!folio.state().exclusive());
     }
@@ -415,49 +517,52 @@ mod tests {
     #[test]
     fn exclusive_excludes_pins_and_pins_exclude_exclusive() {
         let folio = cached();
-        folio.try_pin(KEY).unwrap();
-        assert!(folio.try_exclusive(KEY).is_err());
+        folio.try_pin(0, || folio.key() == KEY).unwrap();
+        assert!(folio.try_exclusive(0, Access::Change, || folio.key() == KEY).is_err());
         let _ = folio.unpin();
-        folio.try_exclusive(KEY).unwrap();
-        assert!(folio.try_pin(KEY).is_err());
+        folio.try_exclusive(0, Access::Change, || folio.key() == KEY).unwrap();
+        assert!(folio.try_pin(0, || folio.key() == KEY).is_err());
         assert!(!folio.freeze_for_removal());
     }
 
     #[test]
     fn wb27_only_unpinned_unreferenced_folios_freeze() {
         let folio = cached();
-        folio.try_pin(KEY).unwrap();
+        folio.try_pin(0, || folio.key() == KEY).unwrap();
         assert!(!folio.turns_cold(), "referenced: second chance");
         assert!(!folio.turns_cold(), "pinned");
         assert!(!folio.freeze_unused(), "pinned");
         let _ = folio.unpin();
         assert!(folio.turns_cold());
         assert!(folio.freeze_unused());
-        assert!(folio.try_pin(KEY).is_err());
+        assert!(folio.try_pin(0, || folio.key() == KEY).is_err());
         folio.thaw();
-        assert!(folio.try_pin(KEY).is_ok());
+        assert!(folio.try_pin(0, || folio.key() == KEY).is_ok());
     }
 
     #[test]
     fn the_last_release_kicks_when_requests_are_parked() {
         let folio = cached();
-        folio.try_pin(KEY).unwrap();
-        folio.try_pin(KEY).unwrap();
+        folio.try_pin(0, || folio.key() == KEY).unwrap();
+        folio.try_pin(0, || folio.key() == KEY).unwrap();
         folio.announce_waiters();
         assert_eq!(folio.unpin(), Released::Quiet);
         assert_eq!(folio.unpin(), Released::Kick);
-        assert!(folio.try_exclusive(KEY).is_err(), "parked requests came first");
-        assert!(folio.grant_exclusive());
-        assert_eq!(folio.release_exclusive_changed(), Released::Kick);
+        assert!(
+            folio.try_exclusive(0, Access::Change, || folio.key() == KEY).is_err(),
+            "parked requests came first"
+        );
+        assert!(folio.grant_exclusive(0));
+        assert_eq!(folio.release_exclusive_changed(1), Released::Kick);
     }
 
     #[test]
     fn pins_are_refused_before_their_count_can_overflow() {
         let folio = cached();
         for _ in 0..PINS_MAX {
-            folio.try_pin(KEY).unwrap();
+            folio.try_pin(0, || folio.key() == KEY).unwrap();
         }
-        assert!(folio.try_pin(KEY).is_err());
+        assert!(folio.try_pin(0, || folio.key() == KEY).is_err());
         assert_eq!(folio.state().pins(), PINS_MAX);
     }
 }
@@ -480,9 +585,9 @@ mod loom_models {
 
     fn cached() -> Arc<Frame> {
         let frame = Arc::new(Frame { folio: FolioHeader::new(), bytes: UnsafeCell::new(OLD.0) });
-        frame.folio.assign(OLD, 0);
+        frame.folio.assign(OLD, 0, FolioOrder(0));
         frame.folio.publish();
-        frame.folio.mark_uptodate();
+        frame.folio.fill(1);
         frame
     }
 
@@ -495,7 +600,7 @@ mod loom_models {
             let reader = {
                 let frame = frame.clone();
                 thread::spawn(move || {
-                    if frame.folio.try_pin(OLD).is_ok() {
+                    if frame.folio.try_pin(0, || frame.folio.key() == OLD).is_ok() {
                         frame.bytes.with(|bytes| {
                             // SAFETY: a shared pin is held; loom checks that no one writes meanwhile.
                             #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
@@ -515,9 +620,9 @@ mod loom_models {
                         *bytes = NEW.0;
                     }
                 });
-                frame.folio.assign(NEW, 0);
+                frame.folio.assign(NEW, 0, FolioOrder(0));
                 frame.folio.publish();
-                frame.folio.mark_uptodate();
+                frame.folio.fill(1);
                 assert!(frame.folio.state().pins() <= 1, "an undone attempt may still show");
             }
             reader.join().unwrap();
@@ -533,7 +638,7 @@ mod loom_models {
             let reader = {
                 let frame = frame.clone();
                 thread::spawn(move || {
-                    if frame.folio.try_pin(OLD).is_ok() {
+                    if frame.folio.try_pin(0, || frame.folio.key() == OLD).is_ok() {
                         // SAFETY: a shared pin is held; loom checks it.
                         #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
                         frame
@@ -543,11 +648,11 @@ mod loom_models {
                     }
                 })
             };
-            if frame.folio.try_exclusive(OLD).is_ok() {
+            if frame.folio.try_exclusive(0, Access::Change, || frame.folio.key() == OLD).is_ok() {
                 // SAFETY: exclusive possession; loom checks it.
                 #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
                 frame.bytes.with_mut(|bytes| unsafe { *bytes = 7 });
-                let _ = frame.folio.release_exclusive_changed();
+                let _ = frame.folio.release_exclusive_changed(1);
             }
             reader.join().unwrap();
         });
@@ -559,13 +664,13 @@ mod loom_models {
     fn loom_a_release_beside_an_announcement_is_seen_or_kicks() {
         loom::model(|| {
             let frame = cached();
-            frame.folio.try_pin(OLD).unwrap();
+            frame.folio.try_pin(0, || frame.folio.key() == OLD).unwrap();
             let holder = {
                 let frame = frame.clone();
                 thread::spawn(move || frame.folio.unpin())
             };
             frame.folio.announce_waiters();
-            let granted = frame.folio.grant_exclusive();
+            let granted = frame.folio.grant_exclusive(0);
             let released = holder.join().unwrap();
             assert!(granted || released == Released::Kick);
         });

@@ -50,9 +50,9 @@ impl FrameMemory {
         }
     }
 
-    /// The frame's first `len_bytes` bytes as the device sees them.
+    /// The first `len_bytes` bytes of a frame and those that follow it, as the device sees them.
     pub(crate) fn segment(&self, frame: FrameId, len_bytes: u32) -> Segment {
-        debug_assert!(frame.0 < self.frames && len_bytes as usize <= PAGE_BYTES);
+        debug_assert!(frame.0 as usize + (len_bytes as usize).div_ceil(PAGE_BYTES) <= self.frames as usize);
         Segment { iova: self.buffer.iova().offset(u64::from(frame.0) * PAGE_BYTES as u64), len_bytes }
     }
 }

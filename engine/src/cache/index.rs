@@ -112,6 +112,7 @@ impl FolioIndex {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::cache::folio::FolioOrder;
     use proptest::prelude::*;
     use std::collections::HashMap;
 
@@ -130,7 +131,7 @@ mod tests {
                 let key = FolioKey::new(mapping, page);
                 if add && !model.contains_key(&key.0) {
                     let Some(frame) = free.pop() else { continue };
-                    headers[frame as usize].assign(key, 0);
+                    headers[frame as usize].assign(key, 0, FolioOrder(0));
                     index.insert(&headers, FrameId(frame));
                     model.insert(key.0, FrameId(frame));
                 } else if !add && let Some(frame) = model.remove(&key.0) {
@@ -154,11 +155,11 @@ mod tests {
         let headers = headers(2);
         let index = FolioIndex::new(16).unwrap();
         let key = FolioKey::new(0, 0);
-        headers[0].assign(key, 0);
+        headers[0].assign(key, 0, FolioOrder(0));
         index.insert(&headers, FrameId(0));
         // What a reader could see for a moment while frames move between chains.
         headers[0].bucket_next.store(0, Ordering::Relaxed);
-        headers[0].assign(FolioKey::new(0, 16), 0);
+        headers[0].assign(FolioKey::new(0, 16), 0, FolioOrder(0));
         assert_eq!(index.find(&headers, key), None);
     }
 }

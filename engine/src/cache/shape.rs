@@ -1,6 +1,6 @@
 //! Where a mapping lies: its slot, its place on the device, how it is dealt out to shards.
 
-use super::folio::FolioKey;
+use super::folio::{FolioKey, FolioOrder};
 use super::frames::PAGE_BYTES;
 use super::stripe::Striping;
 use super::tags::TreeId;
@@ -21,6 +21,8 @@ pub(crate) struct MappingShape {
     pages: u64,
     pub striping: Striping,
     pub tree: TreeId,
+    /// The smallest folio: the mapping's block, which is pinned, marked and written as a whole.
+    pub order: FolioOrder,
 }
 
 impl MappingShape {
@@ -29,12 +31,13 @@ impl MappingShape {
         namespace: Namespace,
         first_lba: u64,
         len_bytes: u64,
+        order: FolioOrder,
         shards: usize,
     ) -> Self {
         let striping = Striping::new(shards, slot);
         let pages = len_bytes.div_ceil(PAGE_BYTES as u64);
         let tree = TreeId::new(slot, striping.local_pages_max(pages));
-        Self { slot, namespace, first_lba, len_bytes, pages, striping, tree }
+        Self { slot, namespace, first_lba, len_bytes, pages, striping, tree, order }
     }
 
     pub(crate) fn pages(&self) -> u64 {
@@ -67,24 +70,36 @@ impl MappingShape {
         ((end - pages.start * PAGE_BYTES as u64) / u64::from(self.namespace.block_bytes())) as u32
     }
 
-    /// How many commands the driver may make of one page: more than one where a boundary of the device runs through
-    /// pages.
-    pub(crate) fn page_commands_max(&self) -> u32 {
-        let page_blocks = (PAGE_BYTES as u32 / self.namespace.block_bytes()).max(1);
-        match self.namespace.optimal_boundary_blocks() {
+    /// How many commands the driver may make of one block: more than one where a boundary of the device runs through
+    /// blocks, or a command can't carry a block.
+    pub(crate) fn block_commands_max(&self) -> u32 {
+        let block_bytes = self.order.pages() as u32 * PAGE_BYTES as u32;
+        let by_size = block_bytes.div_ceil(self.namespace.max_transfer_bytes().max(1));
+        let lbas = (block_bytes / self.namespace.block_bytes()).max(1);
+        let by_boundary = match self.namespace.optimal_boundary_blocks() {
             Some(boundary)
-                if !(boundary.is_multiple_of(page_blocks)
-                    && self.first_lba.is_multiple_of(u64::from(page_blocks))) =>
+                if !(boundary.is_multiple_of(lbas) && self.first_lba.is_multiple_of(u64::from(lbas))) =>
             {
-                page_blocks.div_ceil(boundary) + 1
+                lbas.div_ceil(boundary)
             }
-            _ => 1,
-        }
+            _ => 0,
+        };
+        by_size + by_boundary
+    }
+
+    /// Whether the device writes a block of the mapping whole or not at all when power fails: it fits into the atomic unit
+    /// (NAWUPF or AWUPF), is aligned to it, and goes out as one command (WB-44).
+    pub(crate) fn is_block_atomic(&self) -> bool {
+        let lbas = self.order.pages() * (PAGE_BYTES as u64 / u64::from(self.namespace.block_bytes()));
+        lbas <= u64::from(self.namespace.atomic_write_blocks_power_fail())
+            && self.first_lba.is_multiple_of(lbas)
+            && self.block_commands_max() == 1
     }
 
     /// How many pages from `first` on one command may carry, the limits of the device (MDTS, NOIOB) and the
-    /// stripe considered. At least 1.
+    /// stripe considered: whole blocks, and at least one.
     pub(crate) fn command_pages_max(&self, first: u64) -> u64 {
+        let block = self.order.pages();
         let by_size = u64::from(self.namespace.max_transfer_bytes()) / PAGE_BYTES as u64;
         let by_stripe = self.striping.run_end(first) - first;
         let by_boundary = self.namespace.optimal_boundary_blocks().map_or(u64::MAX, |boundary| {
@@ -92,6 +107,6 @@ impl MappingShape {
             let left = boundary - self.lba(first).0 % boundary;
             left * u64::from(self.namespace.block_bytes()) / PAGE_BYTES as u64
         });
-        by_size.min(by_stripe).min(by_boundary).max(1)
+        (by_size.min(by_stripe).min(by_boundary) / block * block).max(block)
     }
 }

@@ -319,9 +319,11 @@ impl TagTree {
         None
     }
 
-    /// Adds a page to its tree and returns its leaf. The shard calls this before it publishes the folio.
-    pub(crate) fn insert(&mut self, tree: TreeId, local: u64) -> u32 {
-        let mut bit = local % FANOUT;
+    /// Adds the pages `pages` of the leaf in which `local` lies to their tree and returns the leaf. The shard calls this
+    /// before it publishes their folio.
+    pub(crate) fn insert(&mut self, tree: TreeId, local: u64, pages: u64) -> u32 {
+        let mut bits = pages;
+        let mut bit = 0;
         let mut child = NONE;
         let mut leaf = NONE;
         for level in 0..tree.levels {
@@ -338,12 +340,13 @@ impl TagTree {
                 shared.parent.store(node, Ordering::Relaxed);
                 shared.slot.store(bit as u32, Ordering::Relaxed);
             }
-            self.links[node as usize].present |= 1 << bit;
+            self.links[node as usize].present |= bits;
             if !created {
                 break;
             }
             child = node;
             bit = (local >> (FANOUT_BITS * (level + 1))) % FANOUT;
+            bits = 1 << bit;
         }
         leaf
     }
@@ -365,19 +368,19 @@ impl TagTree {
         node
     }
 
-    /// Takes a page out; its marks must be clear, and nobody may hold its folio any more.
-    pub(crate) fn remove(&mut self, tree: TreeId, local: u64) {
-        let mut bit = local % FANOUT;
+    /// Takes pages of a leaf out; their marks must be clear, and nobody may hold their folio any more.
+    pub(crate) fn remove(&mut self, tree: TreeId, local: u64, pages: u64) {
+        let mut bits = pages;
         for level in 0..tree.levels {
             let key = tree.node_key(level, local);
             let node = self.lookup(key).expect("a cached page has its path of tag nodes");
             let links = &mut self.links[node as usize];
-            links.present &= !(1 << bit);
+            links.present &= !bits;
             if links.present != 0 {
                 return;
             }
             self.destroy(node);
-            bit = (local >> (FANOUT_BITS * (level + 1))) % FANOUT;
+            bits = 1 << ((local >> (FANOUT_BITS * (level + 1))) % FANOUT);
         }
     }
 
@@ -539,7 +542,7 @@ mod tests {
                 let tree = TreeId::new(mapping, 262_144);
                 let page = (mapping, local);
                 match (step, leaves.get(&page).copied()) {
-                    (0 | 1, None) => { leaves.insert(page, trees.insert(tree, local)); }
+                    (0 | 1, None) => { leaves.insert(page, trees.insert(tree, local, 1 << (local % 64))); }
                     (1..=2, Some(leaf)) => {
                         trees.nodes().set_dirty(leaf, 1 << (local % 64));
                         sets[0].insert(page);
@@ -560,7 +563,7 @@ mod tests {
                         trees.nodes().clear_owned(leaf, 1 << (local % 64), Tag::ToWrite);
                         trees.nodes().clear_dirty(leaf, 1 << (local % 64));
                         sets.iter_mut().for_each(|set| { set.remove(&page); });
-                        trees.remove(tree, local);
+                        trees.remove(tree, local, 1 << (local % 64));
                         leaves.remove(&page);
                     }
                     _ => {}
@@ -587,10 +590,12 @@ mod tests {
         let mut trees = TagTree::new(TagTree::nodes_max(frames, pages, 1));
         let tree = TreeId::new(0, pages);
         for page in 0..frames {
-            trees.insert(tree, page * (pages / frames));
+            let local = page * (pages / frames);
+            trees.insert(tree, local, 1 << (local % 64));
         }
         for page in 0..frames {
-            trees.remove(tree, page * (pages / frames));
+            let local = page * (pages / frames);
+            trees.remove(tree, local, 1 << (local % 64));
         }
         assert_eq!(trees.used(), 0, "every node went back");
     }
@@ -619,8 +624,8 @@ mod loom_models {
     fn loom_a_page_dirtied_beside_a_clearing_shard_is_found_from_the_root() {
         loom::model(|| {
             let mut trees = TagTree::new(8);
-            let leaf = trees.insert(TREE, 0);
-            trees.insert(TREE, 1);
+            let leaf = trees.insert(TREE, 0, 1);
+            trees.insert(TREE, 1, 1 << 1);
             let nodes = trees.nodes().clone();
             nodes.set_dirty(leaf, 1 << 0);
             let writer = {
@@ -639,8 +644,8 @@ mod loom_models {
     fn loom_a_finished_mark_is_found_though_another_thread_is_on_its_way_up() {
         loom::model(|| {
             let mut trees = TagTree::new(8);
-            let left = trees.insert(TREE, 0);
-            trees.insert(TREE, 1);
+            let left = trees.insert(TREE, 0, 1);
+            trees.insert(TREE, 1, 1 << 1);
             let nodes = trees.nodes().clone();
             let first = {
                 let nodes = nodes.clone();

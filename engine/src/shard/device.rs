@@ -77,13 +77,13 @@ impl Shard {
             return;
         }
         while let Some(run) = self.reads.pop_front() {
-            if self.queue.free_commands() == 0 {
+            let mapping = self.mapping(run.mapping).expect("a folio being read keeps its mapping open");
+            if self.queue.free_commands() < mapping.shape.block_commands_max() {
                 self.reads.push_front(run);
                 return;
             }
-            let mapping = self.mapping(run.mapping).expect("a folio being read keeps its mapping open");
             let (lba, blocks) = (mapping.shape.lba(run.first_page), mapping.shape.blocks(&run.range()));
-            let pages = run.frames().len() as u64;
+            let pages = run.pages();
             let payload = ShardPayload { kind: PayloadKind::Read(run), watch_epoch: self.watch.epoch() };
             match self.queue.submit(&mapping.shape.namespace, Io::Read { lba, blocks }, payload) {
                 Ok(()) => {
@@ -146,15 +146,16 @@ impl Shard {
         let offset = run.first_page * PAGE_BYTES as u64;
         let error = result.err().map(|source| Error::Device { operation: Operation::Read, offset, source });
         if let Some(error) = &error {
-            tracing::warn!(%error, pages = run.frames().len(), "read failed");
+            tracing::warn!(%error, pages = run.pages(), "read failed");
         }
-        for &frame in run.frames() {
+        for head in run.folios() {
             match &error {
                 None => {
-                    self.cache.shared.folio(frame).mark_uptodate();
-                    self.serve(frame);
+                    let folio = self.cache.shared.folio(head);
+                    folio.fill(folio.order().pages());
+                    self.serve(head);
                 }
-                Some(error) => self.abandon_read(&mapping, frame, error),
+                Some(error) => self.abandon_read(&mapping, head, error),
             }
         }
     }
@@ -175,7 +176,7 @@ impl Shard {
                 self.write_error = Some(error.clone());
                 if self.warned_ns.is_none_or(|warned| self.now_ns.saturating_sub(warned) >= WARN_NS) {
                     self.warned_ns = Some(self.now_ns);
-                    tracing::warn!(%error, pages = run.frames().len(), "write failed; its folios stay dirty");
+                    tracing::warn!(%error, pages = run.pages(), "write failed; its pages stay dirty");
                 }
                 mapping.errors.record(error.clone());
                 self.flusher.note_failure(self.now_ns);
@@ -186,8 +187,8 @@ impl Shard {
             }
         }
         let written = if error.is_none() { Written::Yes } else { Written::No };
-        self.cache.end_writeback(&mapping.shape, run.first_page, run.frames(), written);
-        self.serve_waiters_of(run.frames());
+        self.cache.end_writeback(&mapping.shape, run.first_page, run.pages(), written);
+        self.serve_waiters_of(run.mapping, run.range());
     }
 
     /// Fails the shard when a command has outlived its limit or the device is gone.

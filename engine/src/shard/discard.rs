@@ -140,11 +140,14 @@ impl Shard {
             let page = shape.striping.page(self.cache.shard, local);
             let frame = self.cache.find(shape, page).expect("a present page is indexed");
             let cache = self.cache.shared.clone();
-            let folio = cache.folio(frame);
+            let place = cache.place(frame);
+            let folio = cache.folio(place.head);
             let closing = job.zero_rest.is_none();
             // What the device reads stays until it has done so (WB-26), and a close throws nothing dirty away.
-            let stays =
-                || cache.is_marked(frame, Tag::Writeback) || closing && cache.is_marked(frame, Tag::Dirty);
+            let stays = || {
+                cache.is_any_marked(place.head, Tag::Writeback)
+                    || closing && cache.is_any_marked(place.head, Tag::Dirty)
+            };
             let mut frozen = !stays() && folio.freeze_for_removal();
             if frozen && stays() {
                 folio.thaw();
@@ -157,12 +160,21 @@ impl Shard {
                 }
                 return Err(frame);
             }
-            if cache.is_marked(frame, Tag::Dirty) {
-                self.cache.untag_dirty(shape, frame);
+            self.restart_waiters(place.head);
+            // A folio that reaches beyond the range stays with that part.
+            let (first, end) = (local - place.within, local - place.within + place.order.pages());
+            if first < job.drop_rest.start && place.within > 0 {
+                self.cache.isolate(shape, place.head, page, shape.order);
+                continue;
             }
-            self.restart_waiters(frame);
-            self.cache.release(shape, frame);
-            job.drop_rest.start = local + 1;
+            if end > job.drop_rest.end {
+                let beyond = page + (job.drop_rest.end - local);
+                self.cache.isolate(shape, place.head, beyond, shape.order);
+                continue;
+            }
+            self.cache.untag_dirty(shape, place.head);
+            self.cache.release(shape, place.head);
+            job.drop_rest.start = end;
             dropped += 1;
             if dropped == STEP_FOLIOS {
                 return Ok(Dropped::Some);

@@ -13,9 +13,9 @@ use rustix::fd::OwnedFd;
 
 use super::doze::Doze;
 use super::request::{Message, Request};
-use crate::cache::SharedCache;
 use crate::cache::folio::{FrameId, Released};
 use crate::cache::shape::MappingShape;
+use crate::cache::{Place, SharedCache};
 use crate::error::{Error, Result};
 use crate::options::EngineOptions;
 use crate::reply::{Grants, Hold, Reply, ReplySlots, SlotId};
@@ -38,7 +38,7 @@ pub(crate) struct ShardLink {
     pub bell: OwnedFd,
     /// A folio with parked requests was released, or a frame was orphaned: look.
     kick: AtomicBool,
-    /// Folios granted unfilled to a request that was dropped: the shard reads them in instead.
+    /// Folios granted unfilled to a request that was dropped: the shard frees them.
     orphans: Mutex<Vec<FrameId>>,
     /// The step from this many dirty pages of one mapping wakes the flusher.
     pub dirty_background: u32,
@@ -122,13 +122,14 @@ impl ShardLink {
         self.orphans.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
-    /// Releases an exclusively held folio whose bytes were changed.
+    /// Releases an exclusively held folio, of which `pages` pages from `frame` on were changed.
     #[inline]
-    pub(crate) fn release_dirty(&self, frame: FrameId, shape: &MappingShape) {
+    pub(crate) fn release_dirty(&self, frame: FrameId, place: Place, pages: u64, shape: &MappingShape) {
         // The first dirty page arms the flusher's timer; the one at the threshold starts it.
-        let before = self.cache.mark_dirty(frame, shape.slot);
-        let released = self.cache.folio(frame).release_exclusive_changed();
-        if before.is_some_and(|before| before == 0 || before + 1 == self.dirty_background) {
+        let before = self.cache.mark_dirty(frame, pages, shape);
+        let released = self.cache.folio(place.head).release_exclusive_changed(place.within + pages);
+        let limit = self.dirty_background;
+        if before.is_some_and(|before| before == 0 || before < limit && before + pages as u32 >= limit) {
             self.kick();
         }
         self.after_release(released);
@@ -136,15 +137,16 @@ impl ShardLink {
 
     /// Gives back what a reply granted to a request that nobody waits for any more. Any thread.
     pub(crate) fn give_back(&self, grants: &Grants) {
-        for (_, frame) in grants.iter() {
-            let folio = self.cache.folio(frame);
+        for (_, frame, _) in grants.iter() {
+            let place = self.cache.place(frame);
+            let folio = self.cache.folio(place.head);
             match grants.hold {
                 Hold::Shared => self.after_release(folio.unpin()),
-                Hold::Exclusive if folio.state().uptodate() => {
+                Hold::Exclusive if folio.state().filled() > 0 => {
                     self.after_release(folio.release_exclusive_unchanged());
                 }
                 Hold::Exclusive => {
-                    self.orphans.lock().unwrap_or_else(PoisonError::into_inner).push(frame);
+                    self.orphans.lock().unwrap_or_else(PoisonError::into_inner).push(place.head);
                     self.kick();
                 }
             }

@@ -8,11 +8,13 @@
 //! |---|---|
 //! | [`link`] | what other threads share of a shard; how they send requests |
 //! | [`pages`] | requests for pages: misses, waits for holders, grants |
+//! | [`appends`] | how large the folios are that are made for writers |
 //! | [`device`] | submitting reads, taking completions, watching for a device that stopped answering |
 //! | [`write`] | syncs, background passes, commits |
 //! | [`discard`] | dropping ranges; closing mappings |
 //! | [`runner`] | the thread that polls a shard and sleeps when there is nothing to do |
 
+pub(crate) mod appends;
 pub(crate) mod device;
 pub(crate) mod discard;
 pub(crate) mod doze;
@@ -32,13 +34,15 @@ use std::sync::atomic::Ordering;
 use crossbeam_channel::Receiver;
 use foliant_nvme::{Completion, QueuePair, Wakeup};
 
+use crate::cache::MAPPINGS_MAX;
 use crate::cache::folio::FrameId;
-use crate::cache::{MAPPINGS_MAX, ShardCache};
+use crate::cache::owned::ShardCache;
 use crate::error::{Error, Result};
 use crate::reply::{GRANTS_MAX, Grants, Reply, SlotId};
 use crate::stats::bump;
 use crate::writeback::flusher::Flusher;
 use crate::writeback::sync::SyncJob;
+use appends::Appends;
 use device::DeviceWatch;
 use discard::DiscardJob;
 use link::ShardLink;
@@ -98,6 +102,7 @@ pub struct Shard {
     /// How many those are.
     in_service_count: usize,
     parked: ParkedList,
+    appends: Appends,
     /// Folios whose releases kick this shard.
     watched: Vec<FrameId>,
     /// Requests that wait for frames or for a discard to end, first come first served.
@@ -156,6 +161,7 @@ impl Shard {
             in_service: vec![false; requests].into_boxed_slice(),
             in_service_count: 0,
             parked: ParkedList::new(requests),
+            appends: Appends::new(),
             watched: Vec::with_capacity(requests.min(frames)),
             deferred: VecDeque::with_capacity(requests),
             frames_needed: 0,

@@ -4,13 +4,15 @@
 //! parked list of that page's folio; misses of one page by many requests thus share one read. Entries are
 //! served in the order in which they came, whenever the folio changes hands or its I/O ends.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::Shard;
 use super::open::OpenMapping;
 use super::payload::FolioRun;
 use super::request::Want;
-use crate::cache::folio::{FrameId, NONE};
+use crate::cache::folio::{FolioOrder, FrameId, NONE};
+use crate::cache::shape::MappingShape;
 use crate::cache::tags::Tag;
 use crate::error::Error;
 use crate::reply::{GRANTS_MAX, Grants, Hold, SlotId};
@@ -136,6 +138,7 @@ impl Shard {
         if self.discards.iter().any(|job| job.overlaps(&mapping.shape, first..first + u64::from(count))) {
             return Begun::Discarding;
         }
+        self.reshape(&mapping, first, count, want);
         // All frames at once, or none: a request never holds some while it waits for others.
         if !self.make_room(&mapping, first, count) {
             return Begun::NoFrames;
@@ -146,25 +149,57 @@ impl Shard {
         Begun::Yes
     }
 
-    fn missing(&self, mapping: &OpenMapping, first: u64, count: u32) -> usize {
-        let pages = first..first + u64::from(count);
-        pages.filter(|&page| self.cache.find(&mapping.shape, page).is_none()).count()
+    /// Makes folios that are there fit what is wanted of them, unless somebody holds them just now: a pin is of one block
+    /// only, since whoever holds one must be able to ask for the next; and where the rest of a folio is wanted that was
+    /// never filled, that rest goes.
+    fn reshape(&mut self, mapping: &OpenMapping, first: u64, count: u32, want: Want) {
+        let shape = &mapping.shape;
+        let mut page = first;
+        while page < first + u64::from(count) {
+            if let Some(frame) = self.cache.find(shape, page) {
+                let place = self.cache.shared.place(frame);
+                let cache = self.cache.shared.clone();
+                let folio = cache.folio(place.head);
+                let filled = folio.state().filled();
+                let unfilled = filled > 0 && place.within >= filled;
+                let appends = unfilled && want == Want::Create && place.within == filled;
+                let too_large = matches!(want, Want::Shared | Want::Exclusive) && place.order > shape.order;
+                if (unfilled && !appends || too_large) && folio.freeze_for_removal() {
+                    self.restart_waiters(place.head);
+                    // What is filled may have grown before it was frozen.
+                    if place.within >= folio.state().filled() {
+                        self.cache.trim(shape, place.head);
+                    } else {
+                        self.cache.isolate(shape, place.head, page, shape.order);
+                    }
+                    bump(&self.link.counters.folios_split, 1);
+                }
+            }
+            page += shape.order.pages();
+        }
+    }
+
+    /// Blocks of the range that are not in the cache.
+    fn missing(&self, shape: &MappingShape, first: u64, count: u32) -> usize {
+        let blocks = (first..first + u64::from(count)).step_by(shape.order.pages() as usize);
+        blocks.filter(|&page| self.cache.find(shape, page).is_none()).count()
     }
 
     fn make_room(&mut self, mapping: &OpenMapping, first: u64, count: u32) -> bool {
+        let shape = &mapping.shape;
         for _ in 0..2 {
-            let missing = self.missing(mapping, first, count);
-            if self.cache.free_frames() >= missing {
+            let missing = self.missing(shape, first, count);
+            if self.cache.has_room(shape.order, missing) {
                 return true;
             }
             // Evicting may hit a page of this very range, hence the second count.
-            self.frames_needed = missing;
-            self.evict(missing, EVICT_STEPS);
+            self.frames_needed = missing * shape.order.pages() as usize;
+            self.evict((shape.order, missing), EVICT_STEPS);
         }
-        self.cache.free_frames() >= self.missing(mapping, first, count)
+        self.cache.has_room(shape.order, self.missing(shape, first, count))
     }
 
-    fn evict(&mut self, wanted: usize, steps_max: u32) {
+    fn evict(&mut self, wanted: (FolioOrder, usize), steps_max: u32) {
         let before = self.cache.evicted;
         let mappings = &self.mappings;
         self.cache.evict(wanted, steps_max, |key| {
@@ -177,53 +212,122 @@ impl Shard {
     pub(super) fn evict_ahead(&mut self) {
         let ahead = (self.cache.shared.headers.len() / 64).clamp(1, 1024).max(self.frames_needed);
         if self.cache.free_frames() < ahead {
-            self.evict(ahead, AHEAD_STEPS);
+            self.evict((FolioOrder(0), ahead), AHEAD_STEPS);
         }
     }
 
     fn install_missing(&mut self, slot: SlotId, mapping: &OpenMapping, first: u64, count: u32, want: Want) {
         let shape = &mapping.shape;
+        let end = first + u64::from(count);
         let mut run: Option<FolioRun> = None;
-        for position in 0..count as usize {
-            let page = first + position as u64;
+        let mut page = first;
+        while page < end {
+            let position = (page - first) as usize;
             if let Some(frame) = self.cache.find(shape, page) {
-                self.join_present(slot, position, frame, want);
+                page += self.join_present(slot, position, shape, frame, want, end - page);
                 continue;
             }
-            let frame = self.cache.install(shape, page).expect("room was made for every missing page");
-            let folio = self.cache.shared.folio(frame);
+            let order = self.order_for_new(shape, page, end, want);
+            let head = self.cache.install(shape, page, order).expect("room was made for every missing page");
+            let pages = order.pages().min(end - page);
+            let folio = self.cache.shared.folio(head);
             if want == Want::Create {
                 folio.publish_exclusive();
-                bump(&self.link.counters.pages_created, 1);
-                self.ticket(slot).grants.add(position, frame);
-                continue;
-            }
-            folio.publish();
-            self.park(slot, position, frame);
-            match &mut run {
-                Some(run) if run.takes(shape, page) => run.append(shape, page, frame),
-                _ => {
-                    let next = self.runs.start(shape, page, frame);
-                    self.reads.extend(run.replace(next));
+                self.ticket(slot).grants.add_joined(position, head, pages as usize);
+                bump(&self.link.counters.pages_created, pages);
+            } else {
+                folio.publish();
+                self.park_new(slot, position, head, pages, want);
+                if let Some(full) = run.take_if(|run| run.room_for(shape, page, pages) < pages) {
+                    self.reads.push_back(full);
                 }
+                run.get_or_insert_with(|| self.runs.start(shape, page)).append(shape, page, head, pages);
             }
+            bump(&self.link.counters.folios_installed, 1);
+            page += pages;
         }
         self.reads.extend(run);
     }
 
-    /// A page that is in the cache already, or on its way.
-    fn join_present(&mut self, slot: SlotId, position: usize, frame: FrameId, want: Want) {
-        let state = self.cache.shared.folio(frame).state();
+    /// Parks a request on a folio that is being read in for it.
+    fn park_new(&mut self, slot: SlotId, position: usize, head: FrameId, pages: u64, want: Want) {
+        // A pin is one, of a block; what is to be copied is granted page by page.
+        let positions = if want == Want::Fill { pages as usize } else { 1 };
+        for at in position..position + positions {
+            self.park(slot, at, head);
+        }
+    }
+
+    /// How large the folio shall be that begins at `page`, which is missing: a block where it will be pinned, else as
+    /// large as the missing part of the request allows, and larger than that for a writer who appends.
+    fn order_for_new(&mut self, shape: &MappingShape, page: u64, end: u64, want: Want) -> FolioOrder {
+        if matches!(want, Want::Shared | Want::Exclusive) {
+            return shape.order;
+        }
+        let mut vacant = shape.order.pages();
+        while page + vacant < end && self.cache.find(shape, page + vacant).is_none() {
+            vacant += shape.order.pages();
+        }
+        // A folio is read in by one command, or a block by as few as can be.
+        let wanted = match want {
+            Want::Create => self.appends.order(shape, self.cache.shard, page, vacant),
+            _ => FolioOrder::fitting(page, vacant.min(shape.command_pages_max(page))),
+        };
+        let mut order = wanted.max(shape.order);
+        while order > shape.order && !self.affords(shape, page, order) {
+            order = FolioOrder(order.0 - 1);
+        }
+        if want == Want::Create {
+            self.appends.installed(shape, page, order);
+        }
+        order
+    }
+
+    /// Whether a folio larger than what is needed can be had without harm: its place is vacant, and frames are plenty.
+    fn affords(&self, shape: &MappingShape, page: u64, order: FolioOrder) -> bool {
+        let plenty = 4 * order.pages() as usize + GRANTS_MAX;
+        self.cache.is_vacant(shape, page, order.pages())
+            && self.cache.has_room(order, 1)
+            && self.cache.has_room(shape.order, plenty / shape.order.pages() as usize)
+    }
+
+    /// A page that is in the cache already, or on its way. Returns how many pages that settles.
+    fn join_present(
+        &mut self,
+        slot: SlotId,
+        position: usize,
+        shape: &MappingShape,
+        frame: FrameId,
+        want: Want,
+        rest: u64,
+    ) -> u64 {
+        let place = self.cache.shared.place(frame);
+        let cache = self.cache.shared.clone();
+        let folio = cache.folio(place.head);
+        let state = folio.state();
         match want {
+            // The page that an appending writer comes to next.
+            Want::Create if state.filled() > 0 && state.filled() == place.within => {
+                let pages = rest.min(place.order.pages() - place.within);
+                if cache.writable_pages(frame, place, pages) == pages && folio.grant_append(place.within) {
+                    self.ticket(slot).grants.add_joined(position, frame, pages as usize);
+                    bump(&self.link.counters.pages_created, pages);
+                    return pages;
+                }
+            }
             Want::Create => {}
             // On its way from the device: share that read. Being filled by a writer, or there: not granted.
-            Want::Fill if state.uptodate() || state.exclusive() => {}
-            Want::Fill => self.park(slot, position, frame),
+            Want::Fill if state.filled() > 0 || state.exclusive() => {}
+            Want::Fill => {
+                self.park(slot, position, place.head);
+                return 1;
+            }
             Want::Shared | Want::Exclusive => {
-                self.park(slot, position, frame);
-                self.serve(frame);
+                self.park(slot, position, place.head);
+                self.serve(place.head);
             }
         }
+        shape.order.pages()
     }
 
     fn ticket(&mut self, slot: SlotId) -> &mut Ticket {
@@ -231,10 +335,10 @@ impl Shard {
     }
 
     /// Appends to the folio's parked list.
-    fn park(&mut self, slot: SlotId, position: usize, frame: FrameId) {
+    fn park(&mut self, slot: SlotId, position: usize, head: FrameId) {
         self.ticket(slot).pending += 1;
         let entry = self.parked.allocate(slot, position);
-        let folio = self.cache.shared.folio(frame);
+        let folio = self.cache.shared.folio(head);
         let mut last = folio.waiter_first.load(Ordering::Relaxed);
         if last == NONE {
             folio.waiter_first.store(entry, Ordering::Relaxed);
@@ -246,33 +350,30 @@ impl Shard {
         }
         // The end of a read serves whoever waits for it; holders have to be asked to kick.
         let state = folio.state();
-        if state.uptodate() || state.exclusive() {
-            self.watch_folio(frame);
+        if state.filled() > 0 || state.exclusive() {
+            self.watch_folio(head);
         }
     }
 
-    /// From now on every release of this folio kicks the shard. True when it is news: the caller then looks at
+    /// From now on every release of the folio of `frame` kicks the shard. True when it is news: the caller then looks at
     /// the folio once more, since a release may just have passed by.
     pub(super) fn watch_folio(&mut self, frame: FrameId) -> bool {
-        if self.watched.contains(&frame) {
+        let head = self.cache.shared.place(frame).head;
+        if self.watched.contains(&head) {
             return false;
         }
-        self.cache.shared.folio(frame).announce_waiters();
-        self.watched.push(frame);
+        self.cache.shared.folio(head).announce_waiters();
+        self.watched.push(head);
         true
     }
 
-    /// Serves the folios whose holders released them, and reads in what a dropped request left unfilled.
+    /// Serves the folios whose holders released them, and frees what a dropped request left unfilled.
     pub(super) fn serve_releases(&mut self) -> bool {
         if !self.link.take_kick() {
             return false;
         }
-        while let Some(frame) = self.link.take_orphan() {
-            let folio = self.cache.shared.folio(frame);
-            let key = folio.key();
-            let mapping = self.mapping(key.mapping()).expect("an orphan's mapping is open");
-            let _ = folio.release_exclusive_unchanged();
-            self.reads.push_back(self.runs.start(&mapping.shape, key.page(), frame));
+        while let Some(head) = self.link.take_orphan() {
+            self.free_orphan(head);
         }
         // `serve` takes a folio off the list when nobody waits for it any more.
         let mut at = self.watched.len();
@@ -285,32 +386,56 @@ impl Shard {
         true
     }
 
-    /// Grants a folio to those who wait for it, in their order, as far as it can be granted now.
-    pub(super) fn serve(&mut self, frame: FrameId) {
+    /// A folio was made for a writer who went away before it wrote anything.
+    fn free_orphan(&mut self, head: FrameId) {
         let cache = self.cache.shared.clone();
-        let folio = cache.folio(frame);
+        let folio = cache.folio(head);
+        let mapping = self.mapping(folio.key().mapping()).expect("an orphan's mapping is open");
+        if folio.freeze_orphan() {
+            self.restart_waiters(head);
+            self.cache.release(&mapping.shape, head);
+        } else {
+            let _ = folio.release_exclusive_unchanged();
+            self.serve(head);
+        }
+    }
+
+    /// Grants a folio to those who wait for it, in their order, as far as it can be granted now.
+    pub(super) fn serve(&mut self, head: FrameId) {
+        let cache = self.cache.shared.clone();
+        let folio = cache.folio(head);
         loop {
             let first = folio.waiter_first.load(Ordering::Relaxed);
             if first == NONE {
                 break;
             }
             let Parked { slot, position, next } = self.parked.entries[first as usize];
-            let want = self.ticket(slot).want;
+            let Ticket { want, first: first_page, mapping, .. } = *self.ticket(slot);
+            let within = first_page + u64::from(position) - folio.key().page();
+            let frame = FrameId(head.0 + within as u32);
+            let block = self.mapping(mapping).map_or(FolioOrder::MAX, |mapping| mapping.shape.order);
+            let state = folio.state();
+            let pins = matches!(want, Want::Shared | Want::Exclusive);
+            // Not to be granted from this folio as it is: the request begins anew, when nobody has the folio.
+            let unfit = pins && state.filled() > 0 && (within >= state.filled() || folio.order() > block);
             let granted = match want {
-                Want::Fill | Want::Shared => folio.grant_pin(),
+                _ if unfit => false,
+                Want::Fill | Want::Shared => folio.grant_pin(within),
                 // A sync that waits for this page comes before the next writer, or it might never come (WB-03).
                 Want::Exclusive => {
-                    !self.sync_waits_for(frame)
+                    !self.sync_waits_for(head)
                         && !cache.is_marked(frame, Tag::Writeback)
-                        && folio.grant_exclusive()
+                        && folio.grant_exclusive(within)
                 }
                 Want::Create => false,
             };
             // A `Fill` waits for I/O only: where a writer has come in between, it goes without this page.
-            if !granted && (want != Want::Fill || !folio.state().uptodate()) {
+            let goes_without = want == Want::Fill && state.filled() > 0;
+            let restarts = unfit && state.pins() == 0 && !state.exclusive();
+            if !granted && !goes_without && !restarts {
                 // Whoever has it must kick; one that was parked while the folio was read in isn't announced yet. News?
                 // Then the holder may have let go before it was asked: once more.
-                if self.watch_folio(frame) {
+                if self.watch_folio(head) {
                     continue;
                 }
                 return;
@@ -322,21 +447,30 @@ impl Shard {
                 ticket.grants.add(position as usize, frame);
             }
             ticket.pending -= 1;
-            self.finish_if_complete(slot);
+            if restarts {
+                self.deferred.push_back(slot);
+            } else {
+                self.finish_if_complete(slot);
+            }
         }
-        if !self.sync_waits_for(frame) {
-            self.unwatch_folio(frame);
+        if !self.sync_waits_for(head) {
+            self.unwatch_folio(head);
         }
     }
 
-    /// Serves those of `frames` that requests, or a sync, wait for. Mostly none is, and no header is looked at.
-    pub(super) fn serve_waiters_of(&mut self, frames: &[FrameId]) {
-        if self.watched.is_empty() {
-            return;
-        }
-        for &frame in frames {
-            if self.cache.shared.folio(frame).state().has_waiters() {
-                self.serve(frame);
+    /// Serves the folios of pages whose I/O ended, as far as requests, or a sync, wait for them. Mostly none is.
+    pub(super) fn serve_waiters_of(&mut self, mapping: u16, pages: Range<u64>) {
+        let mut at = self.watched.len();
+        while at > 0 {
+            at -= 1;
+            let Some(&head) = self.watched.get(at) else { continue };
+            let folio = self.cache.shared.folio(head);
+            let (key, order) = (folio.key(), folio.order());
+            let concerned = key.mapping() == mapping
+                && key.page() < pages.end
+                && pages.start < key.page() + order.pages();
+            if concerned {
+                self.serve(head);
             }
         }
     }
@@ -371,7 +505,7 @@ impl Shard {
             shard.ticket(slot).error.get_or_insert_with(|| error.clone());
             shard.finish_if_complete(slot);
         });
-        self.cache.shared.folio(frame).freeze_unread();
+        self.cache.shared.folio(frame).freeze_unfilled();
         self.cache.release(&mapping.shape, frame);
     }
 
@@ -381,7 +515,7 @@ impl Shard {
             debug_assert_eq!(
                 shard.ticket(slot).pending,
                 0,
-                "who waits for an up-to-date folio waits for it alone"
+                "who waits for a filled folio waits for it alone"
             );
             shard.deferred.push_back(slot);
         });
@@ -443,9 +577,10 @@ impl Shard {
         let (number, page) = (self.ticket(slot).mapping, self.ticket(slot).first);
         let Ok(mapping) = self.mapping(number) else { return };
         let Some(frame) = self.cache.find(&mapping.shape, page) else { return };
+        let frame = self.cache.shared.place(frame).head;
         let folio = self.cache.shared.folio(frame);
-        let under_writeback = self.cache.shared.is_marked(frame, Tag::Writeback);
-        if !folio.state().uptodate() && !folio.state().exclusive() || under_writeback {
+        let under_writeback = self.cache.shared.is_any_marked(frame, Tag::Writeback);
+        if folio.state().filled() == 0 && !folio.state().exclusive() || under_writeback {
             return;
         }
         let (mut before, mut at) = (NONE, folio.waiter_first.load(Ordering::Relaxed));

@@ -11,51 +11,80 @@ use crate::cache::frames::PAGE_BYTES;
 use crate::cache::shape::MappingShape;
 use crate::reply::SlotId;
 
-/// Folios of consecutive pages that travel in one command, in ascending order.
+/// Consecutive pages that travel in one command, in ascending order: whole folios being read in, or dirty parts of
+/// folios.
 ///
-/// While a run exists its folios are being read in (not up to date, so nobody has them) or under writeback (so
-/// nobody changes them): the device's possession.
+/// While a run exists its pages are being read in (not filled, so nobody has them) or under writeback (so nobody changes
+/// them): the device's possession.
 #[derive(Debug)]
 pub(crate) struct FolioRun {
     cache: Arc<SharedCache>,
     pub mapping: u16,
     pub first_page: u64,
-    frames: Vec<FrameId>,
+    pages: u64,
+    extents: Vec<Extent>,
     /// Pages that one command can carry from the first on.
     pages_max: u64,
     /// Bytes of the last page that exist on the device; all before it are whole.
     tail_bytes: u32,
 }
 
+/// Frames that lie side by side, for pages that do.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    first: FrameId,
+    pages: u32,
+}
+
 impl FolioRun {
-    /// Whether `page` follows directly and one command can still carry it.
-    pub(crate) fn takes(&self, shape: &MappingShape, page: u64) -> bool {
-        self.mapping == shape.slot && page == self.range().end && (self.frames.len() as u64) < self.pages_max
+    /// How many of the `pages` pages from `page` on one command can still carry: whole blocks.
+    pub(crate) fn room_for(&self, shape: &MappingShape, page: u64, pages: u64) -> u64 {
+        if self.mapping != shape.slot || page != self.range().end {
+            return 0;
+        }
+        pages.min(self.pages_max - self.pages)
     }
 
-    /// Appends the folio of the page that follows.
-    pub(crate) fn append(&mut self, shape: &MappingShape, page: u64, frame: FrameId) {
-        debug_assert!(self.takes(shape, page));
-        self.frames.push(frame);
-        self.tail_bytes = shape.page_bytes(page);
+    /// Appends `pages` pages that follow, in frames from `frame` on; no more than there is [room for](Self::room_for).
+    pub(crate) fn append(&mut self, shape: &MappingShape, page: u64, frame: FrameId, pages: u64) {
+        debug_assert!(self.pages == 0 || self.room_for(shape, page, pages) == pages);
+        match self.extents.last_mut() {
+            Some(last) if last.first.0 + last.pages == frame.0 => last.pages += pages as u32,
+            _ => self.extents.push(Extent { first: frame, pages: pages as u32 }),
+        }
+        self.pages += pages;
+        self.tail_bytes = shape.page_bytes(page + pages - 1);
     }
 
     /// The pages of the run.
     pub(crate) fn range(&self) -> std::ops::Range<u64> {
-        self.first_page..self.first_page + self.frames.len() as u64
+        self.first_page..self.first_page + self.pages
     }
 
-    /// The frames in page order.
-    pub(crate) fn frames(&self) -> &[FrameId] {
-        &self.frames
+    /// How many pages.
+    pub(crate) fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// The heads of the folios of a run of whole folios, in page order. Each is looked at before the next is sought.
+    pub(crate) fn folios(&self) -> impl Iterator<Item = FrameId> + '_ {
+        self.extents.iter().flat_map(move |extent| {
+            let mut at = extent.first.0;
+            let end = extent.first.0 + extent.pages;
+            std::iter::from_fn(move || {
+                let head = (at < end).then_some(FrameId(at))?;
+                at += self.cache.folio(head).order().pages() as u32;
+                Some(head)
+            })
+        })
     }
 }
 
-/// Makes runs, and takes their lists of frames back to use them again: nothing is allocated a command.
+/// Makes runs, and takes their lists of extents back to use them again: nothing is allocated a command.
 #[derive(Debug)]
 pub(crate) struct RunPool {
     cache: Arc<SharedCache>,
-    lists: Vec<Vec<FrameId>>,
+    lists: Vec<Vec<Extent>>,
 }
 
 impl RunPool {
@@ -64,25 +93,24 @@ impl RunPool {
         Self { cache, lists: (0..count).map(|_| Vec::with_capacity(pages_max)).collect() }
     }
 
-    /// A run of one folio.
-    pub(crate) fn start(&mut self, shape: &MappingShape, page: u64, frame: FrameId) -> FolioRun {
-        let mut frames = self.lists.pop().unwrap_or_default();
-        frames.push(frame);
+    /// An empty run that begins at `page`.
+    pub(crate) fn start(&mut self, shape: &MappingShape, page: u64) -> FolioRun {
         FolioRun {
             cache: self.cache.clone(),
             mapping: shape.slot,
             first_page: page,
-            frames,
+            pages: 0,
+            extents: self.lists.pop().unwrap_or_default(),
             pages_max: shape.command_pages_max(page),
-            tail_bytes: shape.page_bytes(page),
+            tail_bytes: 0,
         }
     }
 
     /// A run has ended.
     pub(crate) fn end(&mut self, run: FolioRun) {
-        let mut frames = run.frames;
-        frames.clear();
-        self.lists.push(frames);
+        let mut extents = run.extents;
+        extents.clear();
+        self.lists.push(extents);
     }
 }
 
@@ -108,8 +136,8 @@ pub(crate) enum PayloadKind {
 }
 
 // SAFETY: the segments lie in the frames' DMA buffer, which `cache` keeps allocated. Conflicting access is
-// excluded by the folios' state words until the shard ends the run: frames being read in are not UPTODATE, so
-// no pin is granted; frames under WRITEBACK cannot be taken exclusively.
+// excluded until the shard ends the run: pages being read in are not filled, so no pin is granted; pages under
+// WRITEBACK cannot be taken exclusively.
 #[expect(unsafe_code, reason = "the folio protocol vouches for the frames of a run")]
 unsafe impl Payload for ShardPayload {
     #[inline]
@@ -119,10 +147,10 @@ unsafe impl Payload for ShardPayload {
             PayloadKind::Flush { .. } | PayloadKind::Zero { .. } => None,
         };
         run.into_iter().flat_map(|run| {
-            let last = run.frames.len() - 1;
-            run.frames.iter().enumerate().map(move |(index, &frame)| {
-                let len_bytes = if index == last { run.tail_bytes } else { PAGE_BYTES as u32 };
-                run.cache.frames.segment(frame, len_bytes)
+            let last = run.extents.len() - 1;
+            run.extents.iter().enumerate().map(move |(index, extent)| {
+                let missing = if index == last { PAGE_BYTES as u32 - run.tail_bytes } else { 0 };
+                run.cache.frames.segment(extent.first, extent.pages * PAGE_BYTES as u32 - missing)
             })
         })
     }

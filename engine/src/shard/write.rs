@@ -121,8 +121,8 @@ impl Shard {
         let mut expired = Vec::new();
         for (at, job) in self.syncs.iter().enumerate() {
             let Some(frame) = job.blocked else { continue };
-            let folio = self.cache.shared.folio(frame);
-            if folio.state().exclusive() && self.now_ns.saturating_sub(job.idle_since_ns) > limit {
+            let (folio, head) = (self.cache.shared.folio(frame), self.cache.shared.head(frame));
+            if head.state().exclusive() && self.now_ns.saturating_sub(job.idle_since_ns) > limit {
                 expired.push((at, folio.key().page()));
             }
         }
@@ -149,8 +149,13 @@ impl Shard {
 
     /// Whether a sync waits for this folio's holder.
     pub(super) fn sync_waits_for(&self, frame: FrameId) -> bool {
-        self.syncs.iter().any(|job| job.blocked == Some(frame))
-            && self.cache.shared.is_marked(frame, Tag::Dirty)
+        let head = self.cache.shared.place(frame).head;
+        self.syncs.iter().any(|job| {
+            job.blocked.is_some_and(|blocked| {
+                self.cache.shared.place(blocked).head == head
+                    && self.cache.shared.is_marked(blocked, Tag::Dirty)
+            })
+        })
     }
 
     fn count_writes(&self, done: Submitted) {

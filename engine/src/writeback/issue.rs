@@ -4,9 +4,10 @@
 use foliant_nvme::{Fua, Io, QueuePair};
 
 use super::pass::{Next, PassState, WritebackPass};
+use crate::cache::Written;
 use crate::cache::folio::FrameId;
+use crate::cache::owned::ShardCache;
 use crate::cache::shape::MappingShape;
-use crate::cache::{ShardCache, Written};
 use crate::shard::device::DeviceWatch;
 use crate::shard::payload::{FolioRun, PayloadKind, RunPool, ShardPayload};
 
@@ -50,8 +51,8 @@ impl Issuer<'_> {
         state: &mut PassState,
         pages_max: u64,
     ) -> (Issued, Submitted) {
-        // Where a page takes several commands, there must be room for all of them.
-        let reserve = self.reserve + shape.page_commands_max() - 1;
+        // Where a block takes several commands, there must be room for all of them.
+        let reserve = self.reserve + shape.block_commands_max() - 1;
         let mut pass = WritebackPass::new(self.cache, shape, state);
         let mut done = Submitted::default();
         let mut run: Option<FolioRun> = None;
@@ -66,26 +67,25 @@ impl Issuer<'_> {
                 }
             }
             match pass.next() {
-                Next::Folio(folio) => {
-                    let follows = run.as_ref().is_some_and(|run| run.takes(shape, folio.page));
-                    if !follows && let Some(full) = run.take() {
+                Next::Folio(part) => {
+                    let fits =
+                        run.as_ref().map_or(u64::MAX, |run| run.room_for(shape, part.page, part.pages));
+                    if fits == 0 {
+                        let full = run.take().expect("what has no room is a run");
                         if let Err(refused) = self.submit(shape, full, &mut done) {
-                            pass.put_back(folio);
+                            pass.put_back(part);
                             self.give_up(&mut pass, shape, refused);
                             break Issued::Refused;
                         }
-                        // The next folio opens a run of its own only if there's a command for it.
-                        if self.queue.free_commands() <= reserve || marked >= pages_max {
-                            pass.put_back(folio);
-                            continue;
-                        }
+                        // What follows opens a run of its own; only if there's a command for it.
+                        pass.put_back(part);
+                        continue;
                     }
-                    let (page, frame) = pass.start_writeback(folio);
-                    marked += 1;
-                    match &mut run {
-                        Some(run) => run.append(shape, page, frame),
-                        None => run = Some(self.runs.start(shape, page, frame)),
-                    }
+                    let run = run.get_or_insert_with(|| self.runs.start(shape, part.page));
+                    let fits = run.room_for(shape, part.page, part.pages);
+                    let (page, frame, pages) = pass.start_writeback(part, fits);
+                    run.append(shape, page, frame, pages);
+                    marked += pages;
                 }
                 Next::Blocked(frame) => break Issued::Blocked(frame),
                 Next::End => break Issued::End,
@@ -122,7 +122,7 @@ impl Issuer<'_> {
     /// The queue refused a run: its folios end writeback dirty (WB-11, WB-17).
     fn give_up(&mut self, pass: &mut WritebackPass<'_>, shape: &MappingShape, run: FolioRun) {
         pass.clean_started();
-        self.cache.end_writeback(shape, run.first_page, run.frames(), Written::No);
+        self.cache.end_writeback(shape, run.first_page, run.pages(), Written::No);
         self.runs.end(run);
     }
 }

@@ -1,14 +1,14 @@
 //! A pass over the dirty folios of one mapping in one shard (`writeback_iter`).
 //!
 //! [`PassState`] lasts over shard steps; [`WritebackPass`] is the iterator of one step. It hands folios out
-//! **locked, in strictly ascending order, never twice, and never wraps** (WB-01). A [`LockedFolio`] that is
+//! **locked, in strictly ascending order, never twice, and never wraps** (WB-01). A [`LockedPart`] that is
 //! dropped is unlocked and stays dirty, so no way out of a pass leaves a locked folio behind (WB-08).
 
 use std::ops::Range;
 
-use crate::cache::ShardCache;
-use crate::cache::exclusion::{self, leaf_bit};
+use crate::cache::exclusion::{self, leaf_bits};
 use crate::cache::folio::FrameId;
+use crate::cache::owned::ShardCache;
 use crate::cache::shape::MappingShape;
 use crate::cache::tags::{Find, LeafPages, Tag};
 
@@ -54,7 +54,7 @@ impl PassState {
 #[derive(Debug)]
 pub(crate) enum Next<'a> {
     /// A dirty folio, locked.
-    Folio(LockedFolio<'a>),
+    Folio(LockedPart<'a>),
     /// An integrity pass has come to a folio that somebody holds or the device is still writing; the cursor
     /// stays there.
     Blocked(FrameId),
@@ -77,6 +77,8 @@ pub(crate) struct WritebackPass<'a> {
     first_page: u64,
     /// By slot in that leaf: the frames of the wanted pages.
     frames: [FrameId; 64],
+    /// Bit *i*: the pages of slots *i* and *i* + 1 belong to the same folio.
+    joined: u64,
     /// Pages of one leaf that will be submitted and are still marked dirty.
     started: Started,
 }
@@ -98,6 +100,7 @@ impl<'a> WritebackPass<'a> {
             blocked: None,
             first_page: 0,
             frames: [FrameId(0); 64],
+            joined: 0,
             started: Started::default(),
         }
     }
@@ -119,15 +122,24 @@ impl<'a> WritebackPass<'a> {
             }
         }
         let slot = self.locked.pages.trailing_zeros();
-        self.locked.pages &= self.locked.pages - 1;
+        let pages = self.part_from(slot);
+        self.locked.pages &= !slots(slot, pages);
         // Whatever becomes of it, a pass doesn't look at a page twice (WB-01).
-        self.state.rest.start = self.locked.base + u64::from(slot) + 1;
-        Next::Folio(LockedFolio {
+        self.state.rest.start = self.locked.base + u64::from(slot + pages);
+        Next::Folio(LockedPart {
             cache: self.cache,
             frame: self.frames[slot as usize],
             page: self.first_page + u64::from(slot),
+            pages: u64::from(pages),
             leaf: self.locked.leaf,
         })
+    }
+
+    /// How many locked pages of one folio follow each other from `slot` on.
+    fn part_from(&self, slot: u32) -> u32 {
+        let locked = (self.locked.pages >> slot).trailing_ones();
+        let joined = (self.joined >> slot).trailing_ones() + 1;
+        locked.min(joined)
     }
 
     /// Locks the marked pages of a leaf, those that can be had; an integrity pass stops before the first that can't.
@@ -135,7 +147,9 @@ impl<'a> WritebackPass<'a> {
         self.find_frames(batch);
         let (cache, frames) = (&self.cache.shared, &self.frames);
         let lock = exclusion::lock_for_writeback(&cache.tags, batch.leaf, batch.pages, |slot| {
-            cache.folio(frames[slot as usize])
+            let place = cache.place(frames[slot as usize]);
+            let rest = (place.order.pages() - place.within).min(u64::from(64 - slot));
+            (cache.folio(place.head), slots(slot, rest as u32))
         });
         let refused = lock.held | lock.in_flight;
         self.locked = LeafPages { pages: lock.locked, ..batch };
@@ -170,6 +184,7 @@ impl<'a> WritebackPass<'a> {
             pages &= pages - 1;
         }
         std::hint::black_box(touched);
+        self.joined = 0;
         let mut pages = batch.pages;
         while pages != 0 {
             let slot = pages.trailing_zeros();
@@ -177,19 +192,34 @@ impl<'a> WritebackPass<'a> {
             let frame = index.find_exact(headers, key(slot)).expect("a marked page is in the cache");
             self.frames[slot as usize] = frame;
             pages &= pages - 1;
+            let place = self.cache.shared.place(frame);
+            // The folio's other pages in this leaf lie beside it.
+            let rest = (place.order.pages() - place.within).min(u64::from(64 - slot)) as u32;
+            for at in 1..rest {
+                self.frames[(slot + at) as usize] = FrameId(frame.0 + at);
+            }
+            self.joined |= slots(slot, rest - 1);
+            pages &= !slots(slot, rest);
         }
     }
 
-    /// A folio that was handed out will be submitted; its frame is the device's then.
-    pub(crate) fn start_writeback(&mut self, folio: LockedFolio<'a>) -> (u64, FrameId) {
-        let (page, frame, leaf) = (folio.page, folio.frame, folio.leaf);
-        std::mem::forget(folio);
-        if leaf != self.started.leaf {
+    /// The first `pages` pages of what was handed out will be submitted, and their frames be the device's; the rest is
+    /// handed out again.
+    pub(crate) fn start_writeback(&mut self, part: LockedPart<'a>, pages: u64) -> (u64, FrameId, u64) {
+        debug_assert!((1..=part.pages).contains(&pages));
+        if part.leaf != self.started.leaf {
             self.clean_started();
-            self.started.leaf = leaf;
+            self.started.leaf = part.leaf;
         }
-        self.started.pages |= leaf_bit(page);
-        (page, frame)
+        self.started.pages |= leaf_bits(part.page, pages);
+        let rest = leaf_bits(part.page, part.pages) & !leaf_bits(part.page, pages);
+        if rest != 0 {
+            self.locked.pages |= rest;
+            self.state.rest.start = self.locked.base + u64::from(rest.trailing_zeros());
+        }
+        let started = (part.page, part.frame, pages);
+        std::mem::forget(part);
+        started
     }
 
     /// Takes DIRTY off everything that will be submitted. Before anything ends its writeback.
@@ -200,13 +230,12 @@ impl<'a> WritebackPass<'a> {
         }
     }
 
-    /// Puts the cursor back to a folio that was handed out and given back.
-    pub(crate) fn put_back(&mut self, folio: LockedFolio<'a>) {
-        self.state.rest.start = self.shape.striping.local(folio.page);
-        let rest = std::mem::take(&mut self.locked.pages);
-        self.unlock(rest);
-        self.blocked = None;
-        drop(folio);
+    /// Takes back what was handed out last: it is the next to be handed out again.
+    pub(crate) fn put_back(&mut self, part: LockedPart<'a>) {
+        let bits = leaf_bits(part.page, part.pages);
+        self.locked.pages |= bits;
+        self.state.rest.start = self.locked.base + u64::from(bits.trailing_zeros());
+        std::mem::forget(part);
     }
 }
 
@@ -222,19 +251,27 @@ impl Drop for WritebackPass<'_> {
     }
 }
 
-/// A dirty folio that a pass holds locked: under WRITEBACK, so that nobody changes it, and dirty still.
+/// The bits of `count` slots from `slot` on.
+fn slots(slot: u32, count: u32) -> u64 {
+    if count == 0 { 0 } else { u64::MAX >> (64 - count) << slot }
+}
+
+/// A dirty folio that a pass holds locked, or the part of it that is dirty without a gap and lies in one leaf of the marks:
+/// under WRITEBACK, so that nobody changes it, and dirty still.
 #[derive(Debug)]
-#[must_use = "a locked folio that is dropped stays dirty"]
-pub(crate) struct LockedFolio<'a> {
+#[must_use = "what is locked and dropped stays dirty"]
+pub(crate) struct LockedPart<'a> {
     cache: &'a ShardCache,
     pub frame: FrameId,
     pub page: u64,
+    pub pages: u64,
     leaf: u32,
 }
 
-impl Drop for LockedFolio<'_> {
+impl Drop for LockedPart<'_> {
     fn drop(&mut self) {
         // Nobody parks between lock and unlock: both happen within one step of the shard.
-        self.cache.shared.tags.clear_owned(self.leaf, leaf_bit(self.page), Tag::Writeback);
+        let bits = leaf_bits(self.page, self.pages);
+        self.cache.shared.tags.clear_owned(self.leaf, bits, Tag::Writeback);
     }
 }

@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use super::pass::PassState;
-use crate::cache::ShardCache;
 use crate::cache::folio::FrameId;
+use crate::cache::owned::ShardCache;
 use crate::cache::shape::MappingShape;
 use crate::cache::tags::{Find, Tag};
 use crate::error::Error;

@@ -1,0 +1,175 @@
+//! Free frames, as a binary buddy system: aligned blocks of 2^order frames, split and joined in pairs.
+//!
+//! A folio of several pages needs frames that lie side by side and are aligned to their number, so that its head is
+//! found from any of its frames by masking. Frames given back one by one join into larger blocks by themselves, as soon
+//! as both halves of a block are free.
+//!
+//! It needs no memory of its own: the list of free blocks of each order runs through the headers of the blocks' first
+//! frames, by fields that mean something else while a frame is in use. Threads that follow a stale link of the look-up index
+//! may come through here; they find no page and give up.
+
+use super::folio::{FolioHeader, FolioOrder, FrameId, NONE};
+use crate::primitives::Ordering;
+
+/// The free frames of one shard. Changed by the shard alone.
+#[derive(Debug)]
+pub(crate) struct FreeFrames {
+    frames: u32,
+    /// By order: the first free block.
+    first: [u32; FolioOrder::COUNT],
+    /// By order: how many free blocks there are.
+    blocks: [u32; FolioOrder::COUNT],
+    free: u32,
+}
+
+impl FreeFrames {
+    /// All frames of `headers` free.
+    pub(crate) fn new(headers: &[FolioHeader]) -> Self {
+        let frames = headers.len() as u32;
+        let mut free =
+            Self { frames, first: [NONE; FolioOrder::COUNT], blocks: [0; FolioOrder::COUNT], free: 0 };
+        // From the end, since a list gives out first what came last.
+        let mut end = frames;
+        while end > 0 {
+            let order = FolioOrder::fitting(u64::from(end), u64::from(end));
+            end -= order.pages() as u32;
+            free.link(headers, end, order);
+            free.free += order.pages() as u32;
+        }
+        free
+    }
+
+    /// Frames that are free.
+    pub(crate) fn count(&self) -> usize {
+        self.free as usize
+    }
+
+    /// Whether `blocks` blocks of `order` could be given out now.
+    pub(crate) fn has(&self, order: FolioOrder, blocks: usize) -> bool {
+        let above = order.0 as usize..FolioOrder::COUNT;
+        let available: usize = above.map(|at| (self.blocks[at] as usize) << (at - order.0 as usize)).sum();
+        available >= blocks
+    }
+
+    /// Takes a block of `order`, from the smallest free block that holds one.
+    pub(crate) fn take(&mut self, headers: &[FolioHeader], order: FolioOrder) -> Option<FrameId> {
+        let found = (order.0 as usize..FolioOrder::COUNT).find(|&at| self.first[at] != NONE)?;
+        let frame = self.first[found];
+        self.unlink(headers, frame, FolioOrder(found as u8));
+        // The upper halves go back; the lowest frames are used.
+        for at in (order.0..found as u8).rev() {
+            self.link(headers, frame + (1 << at), FolioOrder(at));
+        }
+        self.free -= order.pages() as u32;
+        Some(FrameId(frame))
+    }
+
+    /// Gives a block back. Its frames are frozen and linked nowhere.
+    pub(crate) fn give(&mut self, headers: &[FolioHeader], frame: FrameId, order: FolioOrder) {
+        self.free += order.pages() as u32;
+        let (mut frame, mut order) = (frame.0, order);
+        while order < FolioOrder::MAX {
+            let buddy = frame ^ order.pages() as u32;
+            let joins =
+                buddy + order.pages() as u32 <= self.frames && headers[buddy as usize].is_free_block(order);
+            if !joins {
+                break;
+            }
+            self.unlink(headers, buddy, order);
+            frame = frame.min(buddy);
+            order = FolioOrder(order.0 + 1);
+        }
+        self.link(headers, frame, order);
+    }
+
+    fn link(&mut self, headers: &[FolioHeader], frame: u32, order: FolioOrder) {
+        let at = order.0 as usize;
+        let next = std::mem::replace(&mut self.first[at], frame);
+        let header = &headers[frame as usize];
+        header.set_free_block(order);
+        header.bucket_next.store(next, Ordering::Relaxed);
+        header.waiter_first.store(NONE, Ordering::Relaxed);
+        if next != NONE {
+            headers[next as usize].waiter_first.store(frame, Ordering::Relaxed);
+        }
+        self.blocks[at] += 1;
+    }
+
+    fn unlink(&mut self, headers: &[FolioHeader], frame: u32, order: FolioOrder) {
+        let header = &headers[frame as usize];
+        let next = header.bucket_next.load(Ordering::Relaxed);
+        let before = header.waiter_first.load(Ordering::Relaxed);
+        if before == NONE {
+            self.first[order.0 as usize] = next;
+        } else {
+            headers[before as usize].bucket_next.store(next, Ordering::Relaxed);
+        }
+        if next != NONE {
+            headers[next as usize].waiter_first.store(before, Ordering::Relaxed);
+        }
+        header.waiter_first.store(NONE, Ordering::Relaxed);
+        header.set_order(order);
+        self.blocks[order.0 as usize] -= 1;
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn headers(frames: u32) -> Vec<FolioHeader> {
+        (0..frames).map(|_| FolioHeader::new()).collect()
+    }
+
+    #[test]
+    fn a_block_is_given_out_from_its_lowest_frame_on() {
+        let headers = headers(128);
+        let mut free = FreeFrames::new(&headers);
+        for wanted in 0..128 {
+            assert_eq!(free.take(&headers, FolioOrder(0)), Some(FrameId(wanted)));
+        }
+        assert_eq!(free.take(&headers, FolioOrder(0)), None);
+    }
+
+    proptest! {
+        #[test]
+        fn blocks_never_overlap_are_aligned_and_join_again(
+            frames in 1u32..3000, steps in prop::collection::vec((0u8..10, any::<prop::sample::Index>(), any::<bool>()), 1..300),
+        ) {
+            let headers = headers(frames);
+            let mut free = FreeFrames::new(&headers);
+            let mut taken: Vec<(u32, FolioOrder)> = Vec::new();
+            let mut used = vec![false; frames as usize];
+            let whole = (0..FolioOrder::COUNT as u8).map(|at| free.has(FolioOrder(at), 1)).collect::<Vec<_>>();
+            for (order, which, take) in steps {
+                let order = FolioOrder(order);
+                if take {
+                    let possible = free.has(order, 1);
+                    let block = free.take(&headers, order);
+                    prop_assert_eq!(block.is_some(), possible);
+                    let Some(FrameId(frame)) = block else { continue };
+                    prop_assert!(frame.is_multiple_of(order.pages() as u32));
+                    for at in frame..frame + order.pages() as u32 {
+                        prop_assert!(!std::mem::replace(&mut used[at as usize], true), "frame {} twice", at);
+                    }
+                    taken.push((frame, order));
+                } else if !taken.is_empty() {
+                    let (frame, order) = taken.swap_remove(which.index(taken.len()));
+                    used[frame as usize..(frame + order.pages() as u32) as usize].fill(false);
+                    free.give(&headers, FrameId(frame), order);
+                }
+                prop_assert_eq!(free.count(), used.iter().filter(|&&used| !used).count());
+            }
+            for (frame, order) in taken {
+                // One by one, as after a split: they join again.
+                for at in frame..frame + order.pages() as u32 {
+                    free.give(&headers, FrameId(at), FolioOrder(0));
+                }
+            }
+            let joined = (0..FolioOrder::COUNT as u8).map(|at| free.has(FolioOrder(at), 1)).collect::<Vec<_>>();
+            prop_assert_eq!(joined, whole);
+            prop_assert_eq!(free.count(), frames as usize);
+        }
+    }
+}

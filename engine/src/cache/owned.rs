@@ -1,0 +1,347 @@
+//! The part of a shard's cache that the shard alone changes: which folio is where, how large it is, and which frames
+//! are free.
+//!
+//! The life of a folio here: [`install`](ShardCache::install) gives frames to pages, [`split`](ShardCache::split) makes
+//! smaller folios of one, [`release`](ShardCache::release) takes pages out. The latter two need a folio that is frozen, so
+//! that nobody holds it; what of it is dirty or under writeback doesn't matter to a split, since marks belong to pages.
+
+use std::sync::Arc;
+
+use super::buddy::FreeFrames;
+use super::exclusion::{LEAF_PAGES, leaf_bit, leaf_bits};
+use super::folio::{FolioHeader, FolioKey, FolioOrder, FrameId};
+use super::frames::FrameMemory;
+use super::index::FolioIndex;
+use super::shape::MappingShape;
+use super::table::Table;
+use super::tags::{Tag, TagTree};
+use super::{MAPPINGS_MAX, MarkedPages, SharedCache, Written};
+
+/// A shard's cache: the shared part and the structure that the shard owns.
+#[derive(Debug)]
+pub(crate) struct ShardCache {
+    pub shared: Arc<SharedCache>,
+    pub tree: TagTree,
+    pub shard: usize,
+    free: FreeFrames,
+    /// Where the eviction clock stands.
+    hand: u32,
+    /// Pages evicted since open.
+    pub evicted: u64,
+    /// Folios split since open.
+    pub splits: u64,
+}
+
+impl ShardCache {
+    /// A cache on `frames`, for at most `local_pages` pages of the device that this shard may ever hold.
+    ///
+    /// # Errors
+    /// The system's, when memory can't be had.
+    pub(crate) fn new(shard: usize, frames: FrameMemory, local_pages: u64) -> std::io::Result<Self> {
+        let count = frames.count();
+        let nodes = TagTree::nodes_max(u64::from(count), local_pages, MAPPINGS_MAX as u64);
+        let tree = TagTree::new(nodes);
+        let shared = SharedCache {
+            headers: Table::new(count as usize, FolioHeader::new)?,
+            index: FolioIndex::new(count as usize)?,
+            tags: tree.nodes().clone(),
+            marked: (0..MAPPINGS_MAX).map(|_| MarkedPages::default()).collect(),
+            frames,
+        };
+        let free = FreeFrames::new(&shared.headers);
+        Ok(Self { shared: Arc::new(shared), tree, shard, free, hand: 0, evicted: 0, splits: 0 })
+    }
+
+    /// Bytes beside the frames that don't depend on what is cached; tag nodes in use come on top.
+    pub(crate) fn fixed_metadata_bytes(&self) -> usize {
+        size_of_val(&*self.shared.headers)
+            + self.shared.index.size_bytes()
+            + self.tree.table_bytes()
+            + size_of_val(&*self.shared.marked)
+    }
+
+    pub(crate) fn free_frames(&self) -> usize {
+        self.free.count()
+    }
+
+    /// Whether `folios` folios of `order` can be installed now.
+    pub(crate) fn has_room(&self, order: FolioOrder, folios: usize) -> bool {
+        self.free.has(order, folios)
+    }
+
+    /// The frame that holds `page`, exactly: filled or not.
+    pub(crate) fn find(&self, shape: &MappingShape, page: u64) -> Option<FrameId> {
+        self.shared.index.find_exact(&self.shared.headers, shape.key(page))
+    }
+
+    /// Whether no page of `first..first + pages`, which lie in one folio's place, is in the cache.
+    pub(crate) fn is_vacant(&self, shape: &MappingShape, first: u64, pages: u64) -> bool {
+        let local = shape.striping.local(first);
+        self.tree.next(shape.tree, super::tags::Find::Present, local..local + pages).is_none()
+    }
+
+    /// Gives free frames to the folio of `order` that begins at `first`, and links it everywhere. It stays frozen: the
+    /// caller publishes it. `None` without a block of frames that large.
+    pub(crate) fn install(&mut self, shape: &MappingShape, first: u64, order: FolioOrder) -> Option<FrameId> {
+        debug_assert!(first.is_multiple_of(order.pages()) && self.is_vacant(shape, first, order.pages()));
+        let head = self.free.take(&self.shared.headers, order)?;
+        let mut done = 0;
+        while done < order.pages() {
+            let page = first + done;
+            let bits = leaf_bits(page, order.pages() - done);
+            let leaf = self.tree.insert(shape.tree, shape.striping.local(page), bits);
+            for at in done..done + u64::from(bits.count_ones()) {
+                let frame = FrameId(head.0 + at as u32);
+                self.shared.folio(frame).assign(shape.key(first + at), leaf, order);
+                self.shared.index.insert(&self.shared.headers, frame);
+            }
+            done += u64::from(bits.count_ones());
+        }
+        Some(head)
+    }
+
+    /// Unlinks a frozen folio without marks and makes its frames free.
+    pub(crate) fn release(&mut self, shape: &MappingShape, head: FrameId) {
+        let order = self.shared.folio(head).order();
+        let first = self.shared.folio(head).key().page();
+        let mut done = 0;
+        while done < order.pages() {
+            let bits = leaf_bits(first + done, order.pages() - done);
+            self.tree.remove(shape.tree, shape.striping.local(first + done), bits);
+            done += u64::from(bits.count_ones());
+        }
+        for frame in head.0..head.0 + order.pages() as u32 {
+            self.shared.index.remove(&self.shared.headers, FrameId(frame));
+            self.shared.folio(FrameId(frame)).scrub_frozen();
+        }
+        self.free.give(&self.shared.headers, head, order);
+    }
+
+    /// Makes a frozen folio into smaller ones: those that `pieces` names by their first page within it, in ascending
+    /// order and without gaps. Pieces of which nothing is filled are released; the others are open afterwards.
+    pub(crate) fn split(
+        &mut self,
+        shape: &MappingShape,
+        head: FrameId,
+        pieces: impl Iterator<Item = (u64, FolioOrder)>,
+    ) {
+        let whole = self.shared.folio(head).state();
+        self.splits += 1;
+        for (within, order) in pieces {
+            let piece = FrameId(head.0 + within as u32);
+            for frame in piece.0..piece.0 + order.pages() as u32 {
+                self.shared.folio(FrameId(frame)).set_order(order);
+            }
+            let filled = whole.filled().saturating_sub(within).min(order.pages());
+            let folio = self.shared.folio(piece);
+            folio.become_head(filled, whole.referenced());
+            if filled > 0 {
+                folio.thaw();
+            } else {
+                self.release(shape, piece);
+            }
+        }
+    }
+
+    /// Splits a frozen folio so that `page` is in one of `order`, and the rest in folios as large as can be.
+    pub(crate) fn isolate(&mut self, shape: &MappingShape, head: FrameId, page: u64, order: FolioOrder) {
+        let folio = self.shared.folio(head);
+        let within = page - folio.key().page();
+        self.split(shape, head, pieces_around(folio.order(), within, order));
+    }
+
+    /// Splits a frozen folio that was filled in part: what is filled stays, the rest is free.
+    pub(crate) fn trim(&mut self, shape: &MappingShape, head: FrameId) {
+        let folio = self.shared.folio(head);
+        let (order, filled) = (folio.order(), folio.state().filled());
+        debug_assert!(filled < order.pages());
+        self.split(shape, head, pieces_around(order, filled, shape.order));
+    }
+
+    /// Turns the clock until there is room for `folios` folios of `order` or `steps_max` folios were looked at. Clean,
+    /// unpinned folios that weren't used since the hand last passed are evicted; of one that was never filled whole
+    /// the rest is taken. `shape_of` finds a folio's mapping.
+    pub(crate) fn evict<'s>(
+        &mut self,
+        (order, folios): (FolioOrder, usize),
+        steps_max: u32,
+        shape_of: impl Fn(FolioKey) -> Option<&'s MappingShape>,
+    ) {
+        let shared = self.shared.clone();
+        let frames = shared.frames.count();
+        for _ in 0..steps_max {
+            if self.has_room(order, folios) {
+                return;
+            }
+            let place = shared.place(FrameId(self.hand));
+            let (head, folio) = (place.head, shared.folio(place.head));
+            // Also right for free blocks, whose first header says how large they are.
+            self.hand = head.0 + place.order.pages() as u32;
+            if self.hand >= frames {
+                self.hand = 0;
+            }
+            if !folio.turns_cold() {
+                continue;
+            }
+            let in_part = folio.state().filled() < place.order.pages();
+            if shared.is_needed(head) && !in_part || !folio.freeze_unused() {
+                continue;
+            }
+            let shape = shape_of(folio.key()).expect("a cached folio's mapping is open");
+            // Frozen, it can't be dirtied any more; it may have been between the look at its marks and now (WB-27).
+            if !shared.is_needed(head) {
+                self.evicted += folio.state().filled();
+                self.release(shape, head);
+            } else if folio.state().filled() < place.order.pages() {
+                self.trim(shape, head);
+            } else {
+                folio.thaw();
+            }
+        }
+    }
+
+    /// Takes DIRTY, and TOWRITE with it, off the pages of a frozen folio.
+    pub(crate) fn untag_dirty(&self, shape: &MappingShape, head: FrameId) {
+        let tags = &self.shared.tags;
+        for (first, bits) in self.shared.leaves(head, self.shared.folio(head).order().pages()) {
+            let dirty = tags.marked(first.tag_leaf(), Tag::Dirty) & bits;
+            if dirty != 0 {
+                tags.clear_owned(first.tag_leaf(), dirty, Tag::ToWrite);
+                tags.clear_dirty(first.tag_leaf(), dirty);
+                self.shared.marked[shape.slot as usize].cleaned(dirty.count_ones());
+            }
+        }
+    }
+
+    /// Pages of one leaf that are locked for writeback will be submitted: they are clean from here on.
+    pub(crate) fn start_writeback(&self, shape: &MappingShape, leaf: u32, pages: u64) {
+        self.shared.tags.clear_owned(leaf, pages, Tag::ToWrite);
+        self.shared.tags.clear_dirty(leaf, pages);
+        self.shared.marked[shape.slot as usize].writeback_started(pages.count_ones());
+    }
+
+    /// The write of `pages` consecutive pages ended; `written` tells whether the device has them now.
+    pub(crate) fn end_writeback(&self, shape: &MappingShape, first: u64, pages: u64, written: Written) {
+        let mut done = 0;
+        while done < pages {
+            // As many as share a leaf: their marks change together.
+            let bits = leaf_bits(first + done, pages - done);
+            let local = shape.striping.local(first + done);
+            let leaf = self.tree.leaf_of(shape.tree, local).expect("a page under writeback is in the cache");
+            if written == Written::No {
+                // Dirty again before WRITEBACK goes: at no moment does a sync find neither.
+                let clean = self.shared.tags.set_dirty(leaf, bits);
+                self.shared.marked[shape.slot as usize].dirtied(clean.count_ones());
+            }
+            self.shared.tags.clear_owned(leaf, bits, Tag::Writeback);
+            done += u64::from(bits.count_ones());
+        }
+        self.shared.marked[shape.slot as usize].writeback_ended(pages);
+    }
+
+    /// Checks every folio against its marks (WB-04): for tests. Only meaningful while no thread holds a folio
+    /// exclusively.
+    ///
+    /// # Panics
+    /// When they disagree.
+    #[cfg(any(test, debug_assertions))]
+    pub(crate) fn assert_consistent<'s>(&self, shape_of: impl Fn(FolioKey) -> Option<&'s MappingShape>) {
+        let mut used = 0;
+        let mut counts = vec![(0, 0); MAPPINGS_MAX];
+        for (frame, folio) in self.shared.headers.iter().enumerate() {
+            if folio.state().frozen() {
+                continue;
+            }
+            let (head, order, first) = (FrameId(frame as u32), folio.order(), folio.key());
+            assert_eq!(self.shared.place(head).head, head, "an open folio begins with its head");
+            let shape = shape_of(first).expect("a cached folio's mapping is open");
+            assert!(order >= shape.order, "{first:?} is smaller than its mapping allows");
+            used += order.pages() as usize;
+            for within in 0..order.pages() {
+                let (frame, page) = (FrameId(head.0 + within as u32), first.page() + within);
+                let header = self.shared.folio(frame);
+                assert_eq!((header.key(), header.order()), (shape.key(page), order), "a part of {first:?}");
+                assert_eq!(self.find(shape, page), Some(frame), "page {page} is indexed");
+                let leaf = header.tag_leaf();
+                let local = shape.striping.local(page);
+                assert_eq!(self.tree.leaf_of(shape.tree, local), Some(leaf), "page {page} knows its leaf");
+                let tagged = |tag| self.shared.tags.marked(leaf, tag) & leaf_bit(page) != 0;
+                assert!(!tagged(Tag::ToWrite) || tagged(Tag::Dirty), "TOWRITE without DIRTY on page {page}");
+                assert!(
+                    within < folio.state().filled() || !tagged(Tag::Dirty) && !tagged(Tag::Writeback),
+                    "page {page} is marked and not filled"
+                );
+                let counts = &mut counts[first.mapping() as usize];
+                counts.0 += u32::from(tagged(Tag::Dirty));
+                counts.1 += u32::from(tagged(Tag::Writeback));
+            }
+        }
+        for (slot, (dirty, writeback)) in counts.into_iter().enumerate() {
+            let marked = &self.shared.marked[slot];
+            assert_eq!((marked.dirty(), marked.writeback()), (dirty, writeback), "counts of mapping {slot}");
+        }
+        assert_eq!(used + self.free.count(), self.shared.headers.len(), "every frame is used or free");
+    }
+}
+
+/// The pieces of a folio of `order` when the one of `smallest` that holds page `within` is cut out: that one, and on
+/// both sides of it folios as large as alignment allows, ascending.
+fn pieces_around(
+    order: FolioOrder,
+    within: u64,
+    smallest: FolioOrder,
+) -> impl Iterator<Item = (u64, FolioOrder)> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let first = at;
+        if first >= order.pages() {
+            return None;
+        }
+        // The largest aligned piece that begins here and doesn't hold the page, or the smallest that does.
+        let mut piece = FolioOrder::fitting(first, order.pages() - first);
+        while piece > smallest && (first..first + piece.pages()).contains(&within) {
+            piece = FolioOrder(piece.0 - 1);
+        }
+        at += piece.pages();
+        Some((first, piece))
+    })
+}
+
+const _: () = assert!(LEAF_PAGES == 64);
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    fn pieces(order: u8, within: u64, smallest: u8) -> Vec<(u64, u8)> {
+        pieces_around(FolioOrder(order), within, FolioOrder(smallest))
+            .map(|(first, piece)| (first, piece.0))
+            .collect()
+    }
+
+    #[test]
+    fn cutting_a_page_out_leaves_the_largest_pieces_beside_it() {
+        assert_eq!(pieces(3, 0, 0), [(0, 0), (1, 0), (2, 1), (4, 2)]);
+        assert_eq!(pieces(3, 5, 0), [(0, 2), (4, 0), (5, 0), (6, 1)]);
+        assert_eq!(pieces(4, 9, 2), [(0, 3), (8, 2), (12, 2)]);
+        assert_eq!(pieces(0, 0, 0), [(0, 0)]);
+        assert_eq!(pieces(9, 511, 0).len(), 10);
+    }
+
+    #[test]
+    fn the_pieces_of_a_folio_have_no_gaps_for_any_page() {
+        for order in 0..=9 {
+            for smallest in 0..=order.min(4) {
+                for within in 0..1 << order {
+                    let mut at = 0;
+                    for (first, piece) in pieces(order, within, smallest) {
+                        assert_eq!(first, at);
+                        assert!(first % (1 << piece) == 0 && piece >= smallest);
+                        at += 1 << piece;
+                    }
+                    assert_eq!(at, 1 << order);
+                }
+            }
+        }
+    }
+}
