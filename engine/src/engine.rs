@@ -213,13 +213,14 @@ impl Engine {
                 namespace.optimal_boundary_blocks()
             ));
         }
-        let opened = inner.table.open(options.namespace, first_lba, len_bytes, |slot| OpenMapping {
-            shape: shape(slot),
-            errors: Default::default(),
-            durability: inner.durability[&options.namespace].clone(),
-            closed: AtomicBool::new(false),
-            dropped: AtomicBool::new(false),
-        })?;
+        let opened =
+            inner.table.open(options.namespace, first_lba, len_bytes, order, |slot| OpenMapping {
+                shape: shape(slot),
+                errors: Default::default(),
+                durability: inner.durability[&options.namespace].clone(),
+                closed: AtomicBool::new(false),
+                dropped: AtomicBool::new(false),
+            })?;
         // The handle exists from here on, so that an error below drops it.
         let mapping = Mapping::new(inner.clone(), opened.clone());
         // Every handle's opener tells every shard: another one may be on its way still, or have been dropped.

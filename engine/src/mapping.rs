@@ -1,5 +1,6 @@
 //! Mappings: a range of a namespace as bytes and pages in the cache.
 
+use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
@@ -62,11 +63,22 @@ impl Default for MappingOptions {
 ///
 /// What is written is in the cache, and on the device some time later; [`sync`](Self::sync) waits until it is
 /// durable. Each blocking method has an `_async` twin that works on any executor.
-#[derive(Debug)]
 pub struct Mapping {
     engine: Arc<EngineInner>,
     open: Arc<OpenMapping>,
     told: ErrorCursor,
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shape = &self.open.shape;
+        f.debug_struct("Mapping")
+            .field("namespace", &shape.namespace.id())
+            .field("first_lba", &shape.first_lba)
+            .field("len_bytes", &shape.len_bytes)
+            .field("page_bytes", &self.page_bytes())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Clone for Mapping {

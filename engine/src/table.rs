@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::cache::MAPPINGS_MAX;
+use crate::cache::folio::FolioOrder;
 use crate::cache::shape::MappingShape;
 use crate::error::{Error, Result};
 use crate::shard::open::OpenMapping;
@@ -45,6 +46,7 @@ impl MappingTable {
         namespace: u32,
         first_lba: u64,
         len_bytes: u64,
+        order: FolioOrder,
         make: impl FnOnce(u16) -> OpenMapping,
     ) -> Result<Arc<OpenMapping>> {
         let mut entries = self.lock();
@@ -59,6 +61,14 @@ impl MappingTable {
             if (shape.first_lba, shape.len_bytes) == (first_lba, len_bytes) {
                 if entry.open.closed.load(Ordering::SeqCst) {
                     return Err(Error::Mapping { reason: "the same range is just being closed".to_owned() });
+                }
+                if shape.order != order {
+                    let (is, wanted) = (4096u32 << shape.order.0, 4096u32 << order.0);
+                    return Err(Error::Mapping {
+                        reason: format!(
+                            "it is open with page_bytes {is}, and {wanted} is asked for; ask for {is}, or close it first"
+                        ),
+                    });
                 }
                 entry.handles += 1;
                 return Ok(entry.open.clone());

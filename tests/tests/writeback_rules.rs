@@ -259,7 +259,9 @@ fn wb18_the_commands_of_a_sync_share_doorbells() {
 fn wb21_concurrent_syncs_share_flushes() {
     for mut bed in beds(&ram(), 256) {
         let mappings: Vec<_> = (0..8u64)
-            .map(|i| bed.open(&MappingOptions { start_bytes: i * MIB, len_bytes: Some(MIB), ..Default::default() }))
+            .map(|i| {
+                bed.open(&MappingOptions { start_bytes: i * MIB, len_bytes: Some(MIB), ..Default::default() })
+            })
             .collect();
         for mapping in &mappings {
             bed.run(mapping.write_at_async(0, &[1; 4096])).unwrap();

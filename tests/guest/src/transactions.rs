@@ -38,7 +38,12 @@ impl Transactions {
     pub fn open(engine: &Engine, nsid: u32, size_bytes: u64) -> Result<Self> {
         let half = size_bytes / 2;
         let part = |start_bytes| {
-            engine.mapping(&MappingOptions { namespace: nsid, start_bytes, len_bytes: Some(half), ..Default::default() })
+            engine.mapping(&MappingOptions {
+                namespace: nsid,
+                start_bytes,
+                len_bytes: Some(half),
+                ..Default::default()
+            })
         };
         let backend = MappingBackend::open(part(0)?)?;
         let database = Database::builder().set_cache_size(1 << 20).create_with_backend(backend)?;
