@@ -17,6 +17,7 @@ use serde_json::Value;
 
 use crate::command::tail;
 use crate::error::{LabError, Result};
+use crate::host_load;
 use crate::machine::Machine;
 use crate::qemu::Qemu;
 use crate::qmp::Monitor;
@@ -69,6 +70,8 @@ pub(crate) struct Ended {
     /// Seconds from QEMU's start until the guest was ready, and until QEMU had ended.
     pub(crate) ready_s: f64,
     pub(crate) total_s: f64,
+    /// Seconds of processor time that QEMU had.
+    pub(crate) cpu_s: f64,
 }
 
 /// The host's side of a running guest: what it can do when a job asks.
@@ -106,6 +109,8 @@ pub(crate) fn run(start: &Start<'_>, attend: Attend) -> Result<Ended> {
     if over.is_err() {
         running.kill();
     }
+    // Once it has been waited for, nobody knows of it any more.
+    ended.cpu_s = host_load::cpu_seconds_of_ended(running.process.id())?;
     let status = running.process.wait().map_err(LabError::io("wait for", &start.qemu.program))?;
     ended.total_s = begun.elapsed().as_secs_f64();
     ended.console = read(&console_path(start.run));

@@ -89,11 +89,16 @@ pub struct Report {
     pub ready_s: f64,
     /// Seconds from QEMU's start until it had ended.
     pub total_s: f64,
+    /// Seconds of processor time that QEMU had.
+    pub cpu_s: f64,
     /// The run's directory, if its files were kept.
     pub run: PathBuf,
     /// What it ran on: QEMU's version and the guest kernel's release.
     pub platform: String,
 }
+
+/// Seconds that a boot may take, from power-on to power-off, on a machine that does nothing else.
+pub const BOOT_S_MAX: f64 = 10.0;
 
 /// A claim's verdict.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +162,21 @@ impl Boot {
     pub fn claim(mut self, claim: Claim) -> Self {
         self.claims.push(claim);
         self
+    }
+}
+
+impl Report {
+    /// Says so if the boot took longer than it should. That is a warning and no failure: other work on the machine makes
+    /// any boot long.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let Self { total_s, cpu_s, .. } = self;
+        (*total_s > BOOT_S_MAX).then(|| {
+            format!(
+                "warning: this boot took {total_s:.1} s, and on an idle machine none should take more than {BOOT_S_MAX} s; \
+                 QEMU had {cpu_s:.1} s of processor time, and what the guest sleeps comes to that"
+            )
+        })
     }
 }
 
@@ -284,6 +304,7 @@ pub fn run(boot: &Boot, options: RunOptions) -> Result<Report> {
         run: run.to_owned(),
         ready_s: ended.ready_s,
         total_s: ended.total_s,
+        cpu_s: ended.cpu_s,
         platform: format!("QEMU {}.{}, Linux {}", qemu.version.0, qemu.version.1, kernel.release),
         facts: ended.facts,
     })
@@ -342,4 +363,25 @@ fn write_initramfs(boot: &Boot, kernel: &GuestKernel, path: &Path) -> Result<()>
     let plan = serde_json::to_vec(&plan).expect("a plan is plain data");
     archive.add_bytes(PLAN_PATH.trim_start_matches('/'), &plan)?;
     archive.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_of_more_than_ten_seconds_is_warned_of() {
+        let report = |total_s| Report {
+            verdicts: Vec::new(),
+            facts: Vec::new(),
+            ready_s: 3.0,
+            total_s,
+            cpu_s: 4.25,
+            run: PathBuf::new(),
+            platform: String::new(),
+        };
+        assert_eq!(report(9.9).warning(), None);
+        let warning = report(10.4).warning().unwrap();
+        assert!(warning.contains("took 10.4 s") && warning.contains("4.2 s of processor time"), "{warning}");
+    }
 }

@@ -33,13 +33,17 @@ fn verdict(boot: &Boot, number: usize, ran: &Ran) -> Result<(), Failed> {
     let report = ran.get_or_init(|| {
         let report = scenario::run(boot, RunOptions::default()).map_err(|error| error.to_string())?;
         eprintln!(
-            "boot {}: {} claims, ready after {:.1} s, off after {:.1} s ({})",
+            "boot {}: {} claims, ready after {:.1} s, off after {:.1} s, {:.1} s of processor time ({})",
             boot.name,
             boot.claims.len(),
             report.ready_s,
             report.total_s,
+            report.cpu_s,
             report.platform
         );
+        if let Some(warning) = report.warning() {
+            eprintln!("boot {}: {warning}", boot.name);
+        }
         Ok(report)
     });
     match report {

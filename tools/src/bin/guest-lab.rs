@@ -148,12 +148,15 @@ fn run(arguments: &RunArguments) -> anyhow::Result<bool> {
                 continue;
             }
         };
-        let (ready_s, total_s) = (report.ready_s, report.total_s);
+        let (ready_s, total_s, cpu_s) = (report.ready_s, report.total_s, report.cpu_s);
         writeln!(
             out,
-            "{}: ready after {ready_s:.1} s, off after {total_s:.1} s ({})",
+            "{}: ready after {ready_s:.1} s, off after {total_s:.1} s, {cpu_s:.1} s of processor time ({})",
             boot.name, report.platform
         )?;
+        if let Some(warning) = report.warning() {
+            writeln!(out, "  {warning}")?;
+        }
         for (claim, verdict) in &report.verdicts {
             match verdict {
                 Verdict::Holds => writeln!(out, "  holds  {claim}")?,
