@@ -69,6 +69,7 @@ pub struct Claim {
 /// What the host has to judge a claim by, after power-off.
 pub struct Evidence<'a> {
     claim: &'a str,
+    arguments: &'a Value,
     facts: &'a [(String, String, Value)],
     /// The machine.
     pub machine: &'a Machine,
@@ -196,6 +197,16 @@ impl Claim {
 }
 
 impl Evidence<'_> {
+    /// The argument called `name` that the claim's job was given.
+    ///
+    /// # Panics
+    /// When there is none, or it isn't a `T`.
+    #[must_use]
+    pub fn argument<T: DeserializeOwned>(&self, name: &str) -> T {
+        let value = &self.arguments[name];
+        serde_json::from_value(value.clone()).unwrap_or_else(|error| panic!("{name:?} is {value}: {error}"))
+    }
+
     /// The last fact called `name` that the claim's job told.
     ///
     /// # Panics
@@ -295,8 +306,14 @@ pub fn run(boot: &Boot, options: RunOptions) -> Result<Report> {
     )?;
     let trace = CommandTrace::read(&trace::path(run))?;
     let verdicts = boot.claims.iter().map(|claim| {
-        let evidence =
-            Evidence { claim: claim.name, facts: &ended.facts, machine: &boot.machine, run, trace: &trace };
+        let evidence = Evidence {
+            claim: claim.name,
+            arguments: &claim.arguments,
+            facts: &ended.facts,
+            machine: &boot.machine,
+            run,
+            trace: &trace,
+        };
         (claim.name, judge(claim, &ended, &evidence))
     });
     Ok(Report {

@@ -78,7 +78,8 @@ impl Bench {
         area_bytes: u64,
     ) -> Result<Self, BenchError> {
         let many = ControllerOptions { io_queue_pairs: QUEUE_PAIRS_MAX, ..options };
-        let controller = Controller::open(open(), &many)?;
+        let transport = open();
+        let controller = Controller::open(transport.clone(), &many)?;
         let (identity, namespaces) = (controller.identity().clone(), controller.namespaces().to_vec());
         controller.shutdown()?;
         let first = namespaces.first().ok_or(BenchError::NoNamespace)?;
@@ -86,7 +87,7 @@ impl Bench {
         if area_bytes < AREA_BYTES_MIN {
             return Err(BenchError::SmallArea { area_bytes });
         }
-        let event_requests = u16::from(RawHost::open(open()).identify_controller().aerl_z) + 1;
+        let event_requests = u16::from(RawHost::open(transport).identify_controller().aerl_z) + 1;
         let facts = Facts { identity, namespaces, area_bytes, event_requests };
         Ok(Self { open: Box::new(open), options, area_bytes, facts, deviations: RefCell::default() })
     }

@@ -34,7 +34,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 pub use bench::{AREA_BYTES_MIN, Bench, BenchError, Facts, Need};
-pub use cases::suite;
+pub use cases::{Topic, suite};
 pub use deviation::Deviation;
 pub use host::{Host, Load};
 pub use report::{Outcome, Report, Verdict};
@@ -50,13 +50,18 @@ pub struct Case {
     pub run: fn(&Bench),
 }
 
-/// Runs the whole suite, and prints a line for each case as soon as it has ended, and one for all at the end. What a
-/// line looks like is written on [`Outcome`] and [`Report`].
-#[expect(clippy::print_stdout, reason = "where it runs there may be nothing but a console")]
+/// Runs the whole suite, as [`run_topics`] does.
 pub fn run_suite(bench: &mut Bench) -> Report {
+    run_topics(bench, Topic::ALL)
+}
+
+/// Runs the part of the suite that is about `topics`, and prints a line for each case as soon as it has ended, and one
+/// for all at the end. What a line looks like is written on [`Outcome`] and [`Report`].
+#[expect(clippy::print_stdout, reason = "where it runs there may be nothing but a console")]
+pub fn run_topics(bench: &mut Bench, topics: &[Topic]) -> Report {
     let mut report = Report::default();
-    for case in suite() {
-        let outcome = run_case(bench, &case);
+    for case in topics.iter().flat_map(|topic| topic.cases()) {
+        let outcome = run_case(bench, case);
         println!("{outcome}");
         report.outcomes.push(outcome);
     }

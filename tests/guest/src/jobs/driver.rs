@@ -6,7 +6,7 @@ use std::path::Path;
 
 use foliant_guest::pattern::{self, Change};
 use foliant_nvme::{Deallocation, Fua, Io, Lba};
-use foliant_tests::conformance::{Bench, Host, Load, Verdict, run_suite};
+use foliant_tests::conformance::{Bench, Host, Load, Topic, Verdict, run_topics};
 use serde::Deserialize;
 
 use super::Job;
@@ -147,17 +147,22 @@ fn commands_sent(host: &Host) -> String {
 struct Conformance {
     address: String,
     area_mib: u64,
+    /// The part of the suite that runs.
+    topics: Vec<String>,
     /// Departures from the specification that are known of this device.
     deviations: Vec<String>,
 }
 
-/// The suite of claims about the driver, on this controller.
+/// The suite of claims about the driver, or a part of it, on this controller.
 fn conformance(context: &Context<'_>) {
-    let Conformance { address, area_mib, deviations } = context.arguments();
+    let Conformance { address, area_mib, topics, deviations } = context.arguments();
+    let topic =
+        |name: &String| Topic::named(name).unwrap_or_else(|| panic!("the suite has no topic {name:?}"));
+    let topics: Vec<_> = topics.iter().map(topic).collect();
     let open = move || device::transport(&address);
     let mut bench = Bench::new(open, device::driver_options(), area_mib << 20)
         .unwrap_or_else(|error| panic!("the suite can't begin: {error}"));
-    let report = run_suite(&mut bench);
+    let report = run_topics(&mut bench, &topics);
     // A failed claim panicked, and was caught: the report tells of it.
     crate::panics::forget();
     let mut failures = Vec::new();
@@ -179,7 +184,7 @@ fn conformance(context: &Context<'_>) {
             Verdict::Failed(reason) => failures.push(format!("{}: {reason}", outcome.name)),
         }
     }
-    context.fact("cases", report.outcomes.len());
+    context.fact("cases", report.outcomes.iter().map(|outcome| outcome.name).collect::<Vec<_>>());
     assert!(
         failures.is_empty(),
         "of {} claims these don't hold:\n{}",

@@ -6,16 +6,13 @@ use crate::drive::Drive;
 use crate::machine::{Machine, NvmeController};
 use crate::scenario::{Boot, Claim};
 
-/// Departures from the specification that QEMU's controller is known for; `docs/conformance.md` tells of them.
-const DEVIATIONS: [&str; 3] = ["log-page-status", "queue-deletion-status", "write-cache-survives-reset"];
-
 pub(super) fn boots() -> Vec<Boot> {
     let machine = Machine::new()
         .drive(Drive::new("a", 64))
         .drive(Drive::new("b", 64))
         .nvme(NvmeController::new("LAB0", "04.0").namespace(1, "a", 512))
         .nvme(NvmeController::new("LAB1", "05.0").namespace(1, "b", 4096));
-    let both = Boot::new("driver", machine)
+    let boot = Boot::new("driver", machine)
         .claim(identify("identify_matches_the_kernel_driver_with_512_byte_blocks", "0000:00:04.0"))
         .claim(identify("identify_matches_the_kernel_driver_with_4096_byte_blocks", "0000:00:05.0"))
         .claim(
@@ -29,22 +26,7 @@ pub(super) fn boots() -> Vec<Boot> {
             )
             .check(|evidence| evidence.image_is_as_told("b")),
         );
-    let suite = |name: &'static str, claim: &'static str, machine: Machine| {
-        Boot::new(name, machine.without_kernel_driver()).bind(&["0000:00:04.0"]).claim(conformance(claim))
-    };
-    vec![
-        both,
-        suite(
-            "conformance-512",
-            "the_conformance_suite_holds_on_qemus_controller_with_512_byte_blocks",
-            Machine::with_one_controller(512),
-        ),
-        suite(
-            "conformance-4096",
-            "the_conformance_suite_holds_on_qemus_controller_with_4096_byte_blocks",
-            Machine::with_one_controller(4096),
-        ),
-    ]
+    vec![boot]
 }
 
 fn identify(name: &'static str, address: &str) -> Claim {
@@ -64,20 +46,4 @@ pub(super) fn medium(name: &'static str, address: &str) -> Claim {
         "change_the_medium",
         json!({"address": address, "seed": 100}),
     )
-}
-
-/// The suite of claims that runs on every controller, through a group.
-fn conformance(name: &'static str) -> Claim {
-    conformance_of(name, "vfio:0000:00:04.0?iommu=group")
-}
-
-/// The suite of claims that runs on every controller, on the one that `uri` names.
-pub(super) fn conformance_of(name: &'static str, uri: &str) -> Claim {
-    Claim::new(
-        name,
-        "The suite that runs on the emulated controller holds unchanged over VFIO; departures are those written down.",
-        "conformance",
-        json!({"address": uri, "area_mib": 16, "deviations": DEVIATIONS}),
-    )
-    .check(|evidence| assert!(evidence.fact::<usize>("cases") > 40, "the suite ran as a whole"))
 }

@@ -4,7 +4,6 @@
 use serde_json::json;
 
 use super::commands::{self, foliant};
-use super::driver;
 use crate::kernel::KernelNeed;
 use crate::machine::{Iommu, Machine};
 use crate::scenario::{Boot, Claim};
@@ -13,24 +12,10 @@ const ADDRESS: &str = "0000:00:04.0";
 
 pub(super) fn boots() -> Vec<Boot> {
     let machine = || Machine { kernel: KernelNeed::Iommufd, ..Machine::with_one_controller(4096) };
-    let suite = |name, claim, uri: &str, machine: Machine| {
-        Boot::new(name, machine.without_kernel_driver())
-            .bind(&[ADDRESS])
-            .claim(driver::conformance_of(claim, uri))
-    };
     let mut without = Machine { iommu: Iommu::Absent, memory_mib: 2560, hugepages: 0, ..machine() };
     // The arena must be one physical stretch there.
     without.kernel_arguments.push("default_hugepagesz=1G hugepagesz=1G hugepages=1".into());
-    vec![
-        interfaces(machine()),
-        suite(
-            "conformance-iommufd",
-            "the_conformance_suite_holds_through_iommufd",
-            "vfio:0000:00:04.0?iommu=iommufd",
-            machine(),
-        ),
-        without_iommu(without),
-    ]
+    vec![interfaces(machine()), without_iommu(without)]
 }
 
 fn interfaces(machine: Machine) -> Boot {

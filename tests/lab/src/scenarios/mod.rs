@@ -1,6 +1,7 @@
 //! All scenarios, a file a topic.
 
 mod commands;
+mod conformance;
 mod driver;
 mod durability;
 mod faults;
@@ -20,6 +21,7 @@ pub fn all() -> Vec<Boot> {
     let topics = [
         kernel_driver::boots(),
         driver::boots(),
+        conformance::boots(),
         limits::boots(),
         durability::boots(),
         faults::boots(),
