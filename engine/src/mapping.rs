@@ -524,13 +524,13 @@ impl Mapping {
 
     async fn pin_slow(&self, page: u64) -> Result<PagePin<'_>> {
         let first = self.first(page);
-        let (link, frame) = self.acquire(first, Want::Shared).await?;
+        let (link, frame) = self.acquire(first, Want::Pin).await?;
         Ok(self.shared_pin(link, first, frame, self.open.shape.order.pages()))
     }
 
     async fn pin_mut_slow(&self, page: u64) -> Result<PagePinMut<'_>> {
         let first = self.first(page);
-        let (link, frame) = self.acquire(first, Want::Exclusive).await?;
+        let (link, frame) = self.acquire(first, Want::PinMut).await?;
         Ok(self.exclusive_pin(link, first, frame, self.open.shape.order.pages()))
     }
 
@@ -589,7 +589,8 @@ impl Mapping {
             }
             if !any {
                 // It was there, or came meanwhile, but couldn't be had at once: wait for its holder.
-                let pin = self.pin_slow(first / block).await?;
+                let (link, frame) = self.acquire(first, Want::Copy).await?;
+                let pin = self.shared_pin(link, first, frame, block);
                 let (from, to, within) = overlap(first, offset, buf.len(), pin.len());
                 let skip = done - from;
                 buf[done..to].copy_from_slice(&pin[within + skip..within + to - from]);
@@ -615,7 +616,8 @@ impl Mapping {
                 done = ((first + covered as u64) * PAGE - offset).min(data.len() as u64) as usize;
             }
             if covered == 0 {
-                let mut pin = self.pin_mut_slow(first / block).await?;
+                let (link, frame) = self.acquire(first, Want::Change).await?;
+                let mut pin = self.exclusive_pin(link, first, frame, block);
                 let (from, to, within) = overlap(first, offset, data.len(), pin.len());
                 // The first page may be written from its middle, and an earlier part may be done already.
                 let skip = done - from;

@@ -658,6 +658,52 @@ mod loom_models {
         });
     }
 
+    /// A reader that comes to a folio by its second page while the shard splits it has either the whole folio, which then
+    /// isn't split, or the half that holds its page; never a hold on the other half.
+    #[test]
+    fn loom_a_pin_beside_a_split_holds_the_folio_of_its_page() {
+        loom::model(|| {
+            let folio = Arc::new([FolioHeader::new(), FolioHeader::new()]);
+            folio[0].assign(OLD, 0, FolioOrder(1));
+            folio[1].assign(NEW, 0, FolioOrder(1));
+            folio[0].publish();
+            folio[0].fill(2);
+            let bytes = Arc::new(UnsafeCell::new(NEW.0));
+            let reader = {
+                let (folio, bytes) = (folio.clone(), bytes.clone());
+                thread::spawn(move || {
+                    // As `SharedCache::place` and `try_pin` do.
+                    let order = folio[1].order();
+                    let (head, within) = if order == FolioOrder(1) { (0, 1) } else { (1, 0) };
+                    let holds = || folio[1].key() == NEW && folio[1].order() == order;
+                    if folio[head].try_pin(within, holds).is_ok() {
+                        // SAFETY: a shared pin is held; loom checks it.
+                        #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+                        bytes.with(|bytes| assert!(unsafe { *bytes } == NEW.0 || unsafe { *bytes } == 7));
+                        let _ = folio[head].unpin();
+                    }
+                })
+            };
+            if folio[0].freeze_for_removal() {
+                folio[0].set_order(FolioOrder(0));
+                folio[0].become_head(1, false);
+                folio[0].thaw();
+                folio[1].set_order(FolioOrder(0));
+                folio[1].become_head(1, false);
+                folio[1].thaw();
+                // A writer of the second half.
+                if folio[1].try_exclusive(0, Access::Change, || true).is_ok() {
+                    // SAFETY: exclusive possession; loom checks it.
+                    #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+                    bytes.with_mut(|bytes| unsafe { *bytes = 7 });
+                    let _ = folio[1].release_exclusive_changed(1);
+                }
+            }
+            reader.join().unwrap();
+            assert_eq!((folio[0].state().pins(), folio[1].state().pins()), (0, 0));
+        });
+    }
+
     /// A request parked on a pinned folio is never forgotten: either the shard sees the pin gone when it looks
     /// again after announcing, or the release kicks.
     #[test]

@@ -173,17 +173,18 @@ impl ShardCache {
             if self.has_room(order, folios) {
                 return;
             }
-            let place = shared.place(FrameId(self.hand));
-            let (head, folio) = (place.head, shared.folio(place.head));
-            // Also right for free blocks, whose first header says how large they are.
-            self.hand = head.0 + place.order.pages() as u32;
-            if self.hand >= frames {
-                self.hand = 0;
-            }
-            if !folio.turns_cold() {
+            // The hand goes from folio to folio. Where it has come to the middle of one, since they were made anew, or of
+            // a free block, it finds no open head and goes on frame by frame.
+            let head = FrameId(self.hand);
+            let folio = shared.folio(head);
+            let open = !folio.state().frozen();
+            let order = if open { folio.order() } else { FolioOrder(0) };
+            self.hand =
+                if head.0 + order.pages() as u32 >= frames { 0 } else { head.0 + order.pages() as u32 };
+            if !open || !folio.turns_cold() {
                 continue;
             }
-            let in_part = folio.state().filled() < place.order.pages();
+            let in_part = folio.state().filled() < order.pages();
             if shared.is_needed(head) && !in_part || !folio.freeze_unused() {
                 continue;
             }
@@ -192,7 +193,7 @@ impl ShardCache {
             if !shared.is_needed(head) {
                 self.evicted += folio.state().filled();
                 self.release(shape, head);
-            } else if folio.state().filled() < place.order.pages() {
+            } else if folio.state().filled() < order.pages() {
                 self.trim(shape, head);
             } else {
                 folio.thaw();

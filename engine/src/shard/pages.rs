@@ -15,7 +15,7 @@ use crate::cache::folio::{FolioOrder, FrameId, NONE};
 use crate::cache::shape::MappingShape;
 use crate::cache::tags::Tag;
 use crate::error::Error;
-use crate::reply::{GRANTS_MAX, Grants, Hold, SlotId};
+use crate::reply::{GRANTS_MAX, Grants, SlotId};
 use crate::stats::bump;
 
 /// Folios that one attempt to make room looks at: bounds the step.
@@ -39,11 +39,7 @@ pub(crate) struct Ticket {
 
 impl Ticket {
     pub(crate) fn new(mapping: u16, first: u64, count: u32, want: Want, since_ns: u64) -> Self {
-        let hold = match want {
-            Want::Fill | Want::Shared => Hold::Shared,
-            Want::Create | Want::Exclusive => Hold::Exclusive,
-        };
-        let grants = Grants { hold, ..Grants::none() };
+        let grants = Grants { hold: want.hold(), ..Grants::none() };
         debug_assert!(count as usize <= GRANTS_MAX);
         Self { mapping, first, count, want, pending: 0, grants, error: None, since_ns }
     }
@@ -163,7 +159,7 @@ impl Shard {
                 let filled = folio.state().filled();
                 let unfilled = filled > 0 && place.within >= filled;
                 let appends = unfilled && want == Want::Create && place.within == filled;
-                let too_large = matches!(want, Want::Shared | Want::Exclusive) && place.order > shape.order;
+                let too_large = want.is_pin() && place.order > shape.order;
                 if (unfilled && !appends || too_large) && folio.freeze_for_removal() {
                     self.restart_waiters(place.head);
                     // What is filled may have grown before it was frozen.
@@ -251,7 +247,7 @@ impl Shard {
 
     /// Parks a request on a folio that is being read in for it.
     fn park_new(&mut self, slot: SlotId, position: usize, head: FrameId, pages: u64, want: Want) {
-        // A pin is one, of a block; what is to be copied is granted page by page.
+        // One page is one hold, of a block; what is to be copied is granted page by page.
         let positions = if want == Want::Fill { pages as usize } else { 1 };
         for at in position..position + positions {
             self.park(slot, at, head);
@@ -261,7 +257,7 @@ impl Shard {
     /// How large the folio shall be that begins at `page`, which is missing: a block where it will be pinned, else as
     /// large as the missing part of the request allows, and larger than that for a writer who appends.
     fn order_for_new(&mut self, shape: &MappingShape, page: u64, end: u64, want: Want) -> FolioOrder {
-        if matches!(want, Want::Shared | Want::Exclusive) {
+        if want.is_single() {
             return shape.order;
         }
         let mut vacant = shape.order.pages();
@@ -322,7 +318,7 @@ impl Shard {
                 self.park(slot, position, place.head);
                 return 1;
             }
-            Want::Shared | Want::Exclusive => {
+            Want::Copy | Want::Change | Want::Pin | Want::PinMut => {
                 self.park(slot, position, place.head);
                 self.serve(place.head);
             }
@@ -415,14 +411,14 @@ impl Shard {
             let frame = FrameId(head.0 + within as u32);
             let block = self.mapping(mapping).map_or(FolioOrder::MAX, |mapping| mapping.shape.order);
             let state = folio.state();
-            let pins = matches!(want, Want::Shared | Want::Exclusive);
             // Not to be granted from this folio as it is: the request begins anew, when nobody has the folio.
-            let unfit = pins && state.filled() > 0 && (within >= state.filled() || folio.order() > block);
+            let too_large = want.is_pin() && folio.order() > block;
+            let unfit = want.is_single() && state.filled() > 0 && (within >= state.filled() || too_large);
             let granted = match want {
                 _ if unfit => false,
-                Want::Fill | Want::Shared => folio.grant_pin(within),
+                Want::Fill | Want::Copy | Want::Pin => folio.grant_pin(within),
                 // A sync that waits for this page comes before the next writer, or it might never come (WB-03).
-                Want::Exclusive => {
+                Want::Change | Want::PinMut => {
                     !self.sync_waits_for(head)
                         && !cache.is_marked(frame, Tag::Writeback)
                         && folio.grant_exclusive(within)
@@ -563,7 +559,7 @@ impl Shard {
                 let frames = self.cache.shared.headers.len();
                 let cause = self.write_error.clone().map(Box::new);
                 self.answer(slot, Err(Error::CacheFull { waited, frames, cause }));
-            } else if matches!(ticket.want, Want::Shared | Want::Exclusive) {
+            } else if ticket.want.is_single() {
                 let page = ticket.first;
                 self.give_up_waiting(slot, Error::PinnedTooLong { page, waited });
             }

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::open::OpenMapping;
-use crate::reply::SlotId;
+use crate::reply::{Hold, SlotId};
 
 /// A request and the slot that waits for its answer.
 #[derive(Debug)]
@@ -22,10 +22,34 @@ pub(crate) enum Want {
     /// Make what is missing without reading it, exclusively held, for a writer that will fill all of it. Pages
     /// that are there already are not granted.
     Create,
-    /// One page, pinned.
-    Shared,
-    /// One page, held exclusively.
-    Exclusive,
+    /// One page, pinned, to be copied out and released at once: in a folio of any size.
+    Copy,
+    /// One page, held exclusively, to be changed and released at once: in a folio of any size.
+    Change,
+    /// One page, pinned for as long as its holder likes: in a folio of its own.
+    Pin,
+    /// One page, held exclusively for as long as its holder likes: in a folio of its own.
+    PinMut,
+}
+
+impl Want {
+    /// Whether the page must be a folio by itself, since its holder may ask for the next one.
+    pub(crate) fn is_pin(self) -> bool {
+        matches!(self, Self::Pin | Self::PinMut)
+    }
+
+    /// Whether it is for one page, whoever holds it now.
+    pub(crate) fn is_single(self) -> bool {
+        !matches!(self, Self::Fill | Self::Create)
+    }
+
+    /// How what is granted is held.
+    pub(crate) fn hold(self) -> Hold {
+        match self {
+            Self::Fill | Self::Copy | Self::Pin => Hold::Shared,
+            Self::Create | Self::Change | Self::PinMut => Hold::Exclusive,
+        }
+    }
 }
 
 /// What is asked.
