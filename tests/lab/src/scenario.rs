@@ -175,7 +175,7 @@ impl Report {
         (*total_s > BOOT_S_MAX).then(|| {
             format!(
                 "warning: this boot took {total_s:.1} s, and on an idle machine none should take more than {BOOT_S_MAX} s; \
-                 QEMU had {cpu_s:.1} s of processor time, and what the guest sleeps comes to that"
+                 QEMU had {cpu_s:.1} s of processor time, the rest went to the guest's sleep and to other work on this machine"
             )
         })
     }
