@@ -57,6 +57,7 @@ pub use options::{EngineOptions, Hugepages, ShardThreads};
 pub use pin::{PagePin, PagePinMut};
 pub use shard::{Shard, Step};
 pub use stats::EngineStats;
+pub use writeback::events::WRITEBACK_TARGET;
 
 /// The README's example compiles.
 #[cfg(doctest)]

@@ -103,10 +103,29 @@ counters! {
     zero_commands,
     /// Doorbell writes for submissions: each rang for a whole batch.
     doorbells,
+    /// Requests that doorbells have told the device of: one NVMe command each, several where a boundary of the device
+    /// runs through it.
+    commands,
     /// Integrity passes (`SyncMode::All`).
     passes_integrity,
     /// Background passes (`SyncMode::None`) that wrote something.
     passes_background,
+    /// Passes begun for a sync, each over one mapping in one shard.
+    passes_sync,
+    /// Passes begun because more pages were dirty than the background limit.
+    passes_dirty_limit,
+    /// Passes begun because a request waited for a frame.
+    passes_frames_needed,
+    /// Passes begun because the flush interval had passed.
+    passes_interval,
+    /// Passes begun to write what a mapping that closes still had.
+    passes_close,
+    /// Passes refused because reclaim began them.
+    reclaim_guard_hits,
+    /// Background passes that returned at once because the device was congested.
+    congestion_skips,
+    /// Pauses of writers, because too many pages were dirty.
+    throttle_pauses,
     /// Commands that the device failed.
     command_errors,
     /// Times that the shard slept.

@@ -9,6 +9,7 @@ use crate::cache::Written;
 use crate::cache::frames::PAGE_BYTES;
 use crate::error::{Error, Operation};
 use crate::stats::bump;
+use crate::writeback::events::{self, Op};
 
 /// Failed writes are logged once in this time.
 const WARN_NS: u64 = 1_000_000_000;
@@ -83,13 +84,14 @@ impl Shard {
                 return;
             }
             let (lba, blocks) = (mapping.shape.lba(run.first_page), mapping.shape.blocks(&run.range()));
-            let pages = run.pages();
+            let pages = run.range();
             let payload = ShardPayload { kind: PayloadKind::Read(run), watch_epoch: self.watch.epoch() };
             match self.queue.submit(&mapping.shape.namespace, Io::Read { lba, blocks }, payload) {
                 Ok(()) => {
                     self.watch.submitted();
                     bump(&self.link.counters.read_commands, 1);
-                    bump(&self.link.counters.pages_read, pages);
+                    bump(&self.link.counters.pages_read, pages.end - pages.start);
+                    events::block_rq_issue(self.link.shard, Op::Read, &mapping.shape, &pages, self.now_ns);
                 }
                 Err(rejected) => {
                     if let PayloadKind::Read(run) = rejected.payload.kind {
@@ -129,10 +131,12 @@ impl Shard {
         }
         match payload.kind {
             PayloadKind::Read(run) => {
+                events::block_rq_complete(self.link.shard, Op::Read, &run, &result, self.now_ns);
                 self.read_completed(&run, result);
                 self.runs.end(run);
             }
             PayloadKind::Write(run) => {
+                events::block_rq_complete(self.link.shard, Op::Write, &run, &result, self.now_ns);
                 self.write_completed(&run, result);
                 self.runs.end(run);
             }

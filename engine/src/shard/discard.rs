@@ -17,6 +17,7 @@ use crate::cache::tags::{Find, Tag};
 use crate::error::{Error, Operation};
 use crate::reply::{Grants, SlotId};
 use crate::stats::bump;
+use crate::writeback::events::{self, Op};
 
 /// Blocks that one Write Zeroes command can name: a 16-bit zero-based count.
 const ZERO_BLOCKS_MAX: u64 = 1 << 16;
@@ -198,6 +199,13 @@ impl Shard {
                 ShardPayload { kind: PayloadKind::Zero { slot: job.slot }, watch_epoch: self.watch.epoch() };
             match self.queue.submit(&shape.namespace, zeroes, payload) {
                 Ok(()) => {
+                    events::block_rq_issue(
+                        self.link.shard,
+                        Op::WriteZeroes,
+                        shape,
+                        &(first..first + count),
+                        self.now_ns,
+                    );
                     rest.start += count;
                     job.in_flight += 1;
                     self.watch.submitted();
@@ -237,6 +245,7 @@ impl Shard {
         }
         while let Some(at) = self.syncs.iter().position(|job| job.mapping == mapping) {
             let job = self.syncs.remove(at);
+            events::sync_file_exit(self.link.shard, mapping, job.slot.0, Some(&Error::Closed), self.now_ns);
             self.answer(job.slot, Err(Error::Closed));
         }
     }

@@ -39,7 +39,7 @@ use crate::cache::folio::FrameId;
 use crate::cache::owned::ShardCache;
 use crate::error::{Error, Result};
 use crate::reply::{GRANTS_MAX, Grants, Reply, SlotId};
-use crate::stats::bump;
+use crate::writeback::events;
 use crate::writeback::flusher::Flusher;
 use crate::writeback::sync::SyncJob;
 use appends::Appends;
@@ -236,7 +236,7 @@ impl Shard {
         self.evict_ahead();
         self.link.counters.tag_nodes.store(self.cache.tree.used() as u64, Ordering::Relaxed);
         if self.queue.ring() {
-            bump(&self.link.counters.doorbells, 1);
+            events::block_unplug(self.link.shard, &self.link.counters, self.queue.stats().requests, now_ns);
             progressed = true;
         }
         if self.link.failure().is_some() {

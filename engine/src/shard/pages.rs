@@ -17,6 +17,7 @@ use crate::cache::tags::Tag;
 use crate::error::Error;
 use crate::reply::{GRANTS_MAX, Grants, SlotId};
 use crate::stats::bump;
+use crate::writeback::events;
 
 /// Folios that one attempt to make room looks at: bounds the step.
 const EVICT_STEPS: u32 = 1024;
@@ -201,7 +202,7 @@ impl Shard {
         self.cache.evict(wanted, steps_max, |key| {
             mappings[key.mapping() as usize].as_ref().map(|open| &open.shape)
         });
-        bump(&self.link.counters.pages_evicted, self.cache.evicted - before);
+        events::lru_shrink(self.link.shard, &self.link.counters, self.cache.evicted - before, self.now_ns);
     }
 
     /// Keeps a few frames free, so that a miss seldom has to look for one.

@@ -16,7 +16,8 @@ use crate::error::Error;
 use crate::reply::{Grants, SlotId};
 use crate::stats::bump;
 use crate::writeback::commit::{CommitGroup, CommitStep, Durability};
-use crate::writeback::flusher::Pressure;
+use crate::writeback::events;
+use crate::writeback::flusher::{Pressure, Reason};
 use crate::writeback::issue::{Issued, Issuer, Submitted};
 use crate::writeback::pass::{PassState, SyncMode};
 use crate::writeback::sync::SyncJob;
@@ -34,6 +35,8 @@ macro_rules! issuer {
             queue: &mut $shard.queue,
             runs: &mut $shard.runs,
             watch: &mut $shard.watch,
+            counters: &$shard.link.counters,
+            now_ns: $shard.now_ns,
         }
     };
 }
@@ -52,6 +55,7 @@ impl Shard {
             Err(error) => self.answer(slot, Err(error)),
             Ok(mapping) => {
                 bump(&self.link.counters.passes_integrity, 1);
+                events::sync_file_enter(self.link.shard, &mapping.shape, slot.0, &pages, self.now_ns);
                 self.syncs.push(SyncJob::new(slot, &self.cache, &mapping.shape, pages, self.now_ns));
             }
         }
@@ -65,6 +69,13 @@ impl Shard {
             let ended = self.step_sync(job, &mut progressed);
             if ended {
                 progressed = true;
+                events::sync_file_exit(
+                    self.link.shard,
+                    job.mapping,
+                    job.slot.0,
+                    job.error.as_ref(),
+                    self.now_ns,
+                );
                 let reply = match job.error.take() {
                     None => Ok(Grants::none()),
                     Some(error) => Err(error),
@@ -128,7 +139,9 @@ impl Shard {
         }
         for (at, page) in expired.into_iter().rev() {
             let job = self.syncs.swap_remove(at);
-            self.answer(job.slot, Err(Error::PinnedTooLong { page, waited }));
+            let error = Error::PinnedTooLong { page, waited };
+            events::sync_file_exit(self.link.shard, job.mapping, job.slot.0, Some(&error), self.now_ns);
+            self.answer(job.slot, Err(error));
         }
     }
 
@@ -137,7 +150,7 @@ impl Shard {
         if self.flusher.pauses(self.now_ns) {
             return;
         }
-        let mut pass = PassState::background(range);
+        let mut pass = PassState::background(Reason::Close, range);
         let (issued, done) = issuer!(self).step(shape, &mut pass, STEP_PAGES);
         self.count_writes(done);
         match issued {
@@ -166,6 +179,7 @@ impl Shard {
     fn pressure(&self) -> Pressure {
         let marked = &self.cache.shared.marked;
         Pressure {
+            shard: self.link.shard,
             dirty_pages: self.open.iter().map(|&(slot, _)| u64::from(marked[slot as usize].dirty())).sum(),
             frames_needed: self.frames_needed > 0,
             now_ns: self.now_ns,
@@ -188,9 +202,10 @@ impl Shard {
         let position = run.position % self.open.len();
         let (slot, writeback_index) = self.open[position];
         let Some(mapping) = self.mappings[slot as usize].clone() else { return false };
+        let reason = run.reason;
         let pass = run.pass.get_or_insert_with(|| {
             let end = mapping.shape.striping.local_range(self.cache.shard, 0..mapping.shape.pages()).end;
-            PassState::background(writeback_index..end)
+            PassState::background(reason, writeback_index..end)
         });
         debug_assert_eq!(pass.mode, SyncMode::None);
         let (issued, done) = issuer!(self).step(&mapping.shape, pass, STEP_PAGES);
@@ -266,6 +281,13 @@ impl Shard {
                     match self.queue.submit(namespace, Io::Flush, payload) {
                         Ok(()) => {
                             let joined = group.submitted();
+                            events::initiate_commit(
+                                self.link.shard,
+                                namespace.id(),
+                                epoch,
+                                joined,
+                                self.now_ns,
+                            );
                             bump(&self.link.counters.flush_commands, 1);
                             bump(&self.link.counters.commits_shared, joined.saturating_sub(1));
                             self.watch.submitted();
@@ -281,6 +303,7 @@ impl Shard {
 
     /// A flush ended.
     pub(super) fn flush_completed(&mut self, namespace: u32, epoch: u64, result: Result<(), CommandError>) {
+        events::commit_done(self.link.shard, namespace, epoch, &result, self.now_ns);
         let mut all = std::mem::take(&mut self.commits);
         if let Some(commits) = all.iter_mut().find(|commits| commits.namespace.id() == namespace) {
             let NamespaceCommits { group, durability, .. } = commits;

@@ -1,8 +1,9 @@
 //! The background flusher: decides when a shard writes without being asked, and where it goes on.
 
+use super::events;
 use super::pass::PassState;
 
-/// Why the flusher runs; visible in traces (`wb_reason`).
+/// Why a pass runs; visible in traces and counters (`wb_reason`, WB-20). The flusher's own are the first three.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
     /// More pages are dirty than the background limit.
@@ -11,11 +12,16 @@ pub(crate) enum Reason {
     FramesNeeded,
     /// The interval has passed.
     Interval,
+    /// A caller's sync.
+    Sync,
+    /// A mapping that closes still has dirty pages.
+    Close,
 }
 
 /// What the flusher looks at.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pressure {
+    pub shard: usize,
     pub dirty_pages: u64,
     /// A request waits for frames.
     pub frames_needed: bool,
@@ -40,6 +46,7 @@ pub(crate) struct Flusher {
 /// One round over all open mappings.
 #[derive(Debug)]
 pub(crate) struct Run {
+    pub shard: usize,
     pub reason: Reason,
     /// Position in the shard's list of open mappings.
     pub position: usize,
@@ -83,7 +90,7 @@ impl Flusher {
 
     /// Decides whether a round should run now, and starts or stops it.
     pub(crate) fn decide(&mut self, pressure: Pressure) {
-        let Pressure { dirty_pages, frames_needed, now_ns } = pressure;
+        let Pressure { shard, dirty_pages, frames_needed, now_ns } = pressure;
         if dirty_pages == 0 {
             self.armed_ns = None;
             self.running = None;
@@ -102,8 +109,8 @@ impl Flusher {
         } else {
             return;
         };
-        tracing::debug!(?reason, dirty_pages, "writeback_start");
-        self.running = Some(Run { reason, position: 0, pass: None, finished: 0, pages: 0 });
+        events::writeback_start(shard, reason, dirty_pages, now_ns);
+        self.running = Some(Run { shard, reason, position: 0, pass: None, finished: 0, pages: 0 });
     }
 
     /// Whether the round that runs has done enough: all mappings seen, or the pressure that started it is gone.
@@ -116,14 +123,14 @@ impl Flusher {
             // Down to half the limit, so that the flusher doesn't start and stop page by page.
             Reason::DirtyLimit => pressure.dirty_pages <= self.background_pages / 2,
             Reason::FramesNeeded => !pressure.frames_needed,
-            Reason::Interval => false,
+            Reason::Interval | Reason::Sync | Reason::Close => false,
         }
     }
 
     /// The round has ended.
     pub(crate) fn end(&mut self, now_ns: u64) {
         if let Some(run) = self.running.take() {
-            tracing::debug!(reason = ?run.reason, pages = run.pages, "writeback_written");
+            events::writeback_written(run.shard, run.reason, run.pages, now_ns);
             if run.finished > 0 && run.pages == 0 {
                 // Everything dirty is held by somebody: another round at once would meet the same.
                 self.retry_ns = self.retry_ns.max(now_ns + HELD_NS);
@@ -145,7 +152,7 @@ mod tests {
     use super::*;
 
     fn pressure(dirty_pages: u64, frames_needed: bool, now_ns: u64) -> Pressure {
-        Pressure { dirty_pages, frames_needed, now_ns }
+        Pressure { shard: 0, dirty_pages, frames_needed, now_ns }
     }
 
     fn reason(flusher: &Flusher) -> Option<Reason> {

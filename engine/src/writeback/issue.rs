@@ -3,6 +3,7 @@
 
 use foliant_nvme::{Fua, Io, QueuePair};
 
+use super::events::{self, PassTag};
 use super::pass::{Next, PassState, WritebackPass};
 use crate::cache::Written;
 use crate::cache::folio::FrameId;
@@ -10,6 +11,7 @@ use crate::cache::owned::ShardCache;
 use crate::cache::shape::MappingShape;
 use crate::shard::device::DeviceWatch;
 use crate::shard::payload::{FolioRun, PayloadKind, RunPool, ShardPayload};
+use crate::stats::ShardCounters;
 
 /// How a step of a pass ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,8 +29,9 @@ pub(crate) enum Issued {
 }
 
 /// What one step submitted.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Submitted {
+    pub pass: PassTag,
     pub commands: u64,
     pub pages: u64,
 }
@@ -39,6 +42,8 @@ pub(crate) struct Issuer<'a> {
     pub queue: &'a mut QueuePair<ShardPayload>,
     pub runs: &'a mut RunPool,
     pub watch: &'a mut DeviceWatch,
+    pub counters: &'a ShardCounters,
+    pub now_ns: u64,
     /// Commands of the queue that writeback leaves to reads.
     pub reserve: u32,
 }
@@ -51,10 +56,17 @@ impl Issuer<'_> {
         state: &mut PassState,
         pages_max: u64,
     ) -> (Issued, Submitted) {
+        state.span.step_begins(self, shape, state.mode, &state.rest);
+        let (issued, done) = self.walk(shape, state, pages_max);
+        state.span.step_ended(issued, &done, &self.cache.shared.marked[shape.slot as usize]);
+        (issued, done)
+    }
+
+    fn walk(&mut self, shape: &MappingShape, state: &mut PassState, pages_max: u64) -> (Issued, Submitted) {
+        let mut done = Submitted { pass: state.span.tag(state.mode), commands: 0, pages: 0 };
         // Where a block takes several commands, there must be room for all of them.
         let reserve = self.reserve + shape.block_commands_max() - 1;
         let mut pass = WritebackPass::new(self.cache, shape, state);
-        let mut done = Submitted::default();
         let mut run: Option<FolioRun> = None;
         let mut marked = 0;
         let ended = loop {
@@ -110,6 +122,7 @@ impl Issuer<'_> {
             self.watch.submitted();
             done.commands += 1;
             done.pages += range.end - range.start;
+            events::write_issued(self, shape, &range, done.pass);
             return Ok(());
         };
         tracing::error!(reason = %rejected.reason, "the queue refused a write; its folios stay dirty");

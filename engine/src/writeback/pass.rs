@@ -6,6 +6,8 @@
 
 use std::ops::Range;
 
+use super::events::PassSpan;
+use super::flusher::Reason;
 use crate::cache::exclusion::{self, leaf_bits};
 use crate::cache::folio::FrameId;
 use crate::cache::owned::ShardCache;
@@ -22,11 +24,13 @@ pub(crate) enum SyncMode {
 }
 
 /// Where a pass stands.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct PassState {
     pub mode: SyncMode,
     /// Shard-local pages still to look at; the start is the cursor.
     pub rest: Range<u64>,
+    /// What traces show of it.
+    pub span: PassSpan,
 }
 
 impl PassState {
@@ -34,12 +38,12 @@ impl PassState {
     /// keep dirtying pages of the range.
     pub(crate) fn integrity(cache: &ShardCache, shape: &MappingShape, range: Range<u64>) -> Self {
         cache.tree.tag_for_writeback(shape.tree, range.clone());
-        Self { mode: SyncMode::All, rest: range }
+        Self { mode: SyncMode::All, rest: range, span: PassSpan::new(Reason::Sync) }
     }
 
     /// A background pass over `range`.
-    pub(crate) fn background(range: Range<u64>) -> Self {
-        Self { mode: SyncMode::None, rest: range }
+    pub(crate) fn background(reason: Reason, range: Range<u64>) -> Self {
+        Self { mode: SyncMode::None, rest: range, span: PassSpan::new(reason) }
     }
 
     fn tag(&self) -> Tag {

@@ -1,0 +1,380 @@
+//! The events of writeback: what a trace shows, named as in the kernel. Nothing else of the engine names one.
+//!
+//! Each function is one event with target [`WRITEBACK_TARGET`], the kernel's tracepoint as its name and structured
+//! fields. Where the kernel's tracepoint belongs to a file system (`ext4_sync_file_enter`, `nfs_initiate_commit`) the
+//! file system's prefix is left out. `docs/tracing.md` lists names, fields and origins.
+//!
+//! | level | what | how often |
+//! |---|---|---|
+//! | `DEBUG` | rounds of the flusher, passes, syncs, commits, guard hits, skips, pauses | a pass, a sync |
+//! | `TRACE` | commands, doorbells, waits, evictions | a command |
+//!
+//! **What it costs.** Nothing is an event a page. An event that nobody listens to is one relaxed load of a word that
+//! hardly ever changes (`tracing`'s highest level in use), a comparison, and a branch that isn't taken; the fields
+//! aren't evaluated. With listeners to other targets at the same level one more load, of the event's own word, says
+//! so. An embedder who builds with a `release_max_level_*` feature of `tracing` removes the events from the program;
+//! a trace of it then shows nothing.
+//!
+//! **What has no event.** Dirtying a page (`writeback_dirty_folio`) is a hit: two atomic operations, without a message
+//! and without a clock. An event there would cost every writer a load and a branch to say what a pass says better:
+//! [`PassSpan`] reports how many pages are dirty and under writeback when it begins and when it ends, from counts that
+//! are kept anyway.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use foliant_nvme::CommandError;
+use tracing::Level;
+
+use super::flusher::Reason;
+use super::issue::{Issued, Issuer, Submitted};
+use super::pass::SyncMode;
+use crate::cache::MarkedPages;
+use crate::cache::shape::MappingShape;
+use crate::error::Error;
+use crate::shard::payload::FolioRun;
+use crate::stats::{ShardCounters, bump};
+
+/// The target of all events of writeback, for filters: `RUST_LOG=foliant::writeback=trace` shows them.
+pub const WRITEBACK_TARGET: &str = "foliant::writeback";
+
+/// An event whose message is its name, so that it can be read in a log and found by name in a subscriber.
+macro_rules! emit {
+    ($level:ident, $name:literal, { $($fields:tt)* }) => {
+        tracing::$level!(name: $name, target: WRITEBACK_TARGET, { $($fields)* }, $name)
+    };
+}
+
+/// What a command is for (`rwbs` of the kernel's block events).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    Read,
+    Write,
+    WriteZeroes,
+}
+
+impl Op {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::WriteZeroes => "write_zeroes",
+        }
+    }
+}
+
+impl Reason {
+    /// As events write it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::DirtyLimit => "dirty_limit",
+            Self::FramesNeeded => "frames_needed",
+            Self::Interval => "interval",
+            Self::Sync => "sync",
+            Self::Close => "close",
+        }
+    }
+
+    fn counter(self, counters: &ShardCounters) -> &AtomicU64 {
+        match self {
+            Self::DirtyLimit => &counters.passes_dirty_limit,
+            Self::FramesNeeded => &counters.passes_frames_needed,
+            Self::Interval => &counters.passes_interval,
+            Self::Sync => &counters.passes_sync,
+            Self::Close => &counters.passes_close,
+        }
+    }
+}
+
+impl SyncMode {
+    /// As events write it: `none` and `all`, after `WB_SYNC_NONE` and `WB_SYNC_ALL`.
+    fn name(self) -> &'static str {
+        match self {
+            Self::None => "none",
+            Self::All => "all",
+        }
+    }
+}
+
+/// What a command's pass is known by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PassTag {
+    /// Counts passes of this process from 1; 0 when nobody listened as the pass began.
+    number: u64,
+    mode: SyncMode,
+    reason: Reason,
+}
+
+/// A pass from its first step to its end, however it ends: begin and end are events
+/// (`writeback_single_inode_start`, `writeback_single_inode`), and each pass is counted by its reason (WB-20).
+#[derive(Debug)]
+pub(crate) struct PassSpan {
+    reason: Reason,
+    /// Whether it has had a step, and so is counted.
+    is_counted: bool,
+    begun: Option<BegunPass>,
+}
+
+#[derive(Debug)]
+struct BegunPass {
+    tag: PassTag,
+    shard: usize,
+    mapping: u16,
+    namespace: u32,
+    commands: u64,
+    pages: u64,
+    /// How its last step ended, and when that was.
+    last: Option<Issued>,
+    now_ns: u64,
+}
+
+impl PassSpan {
+    /// A pass that hasn't begun.
+    pub(crate) fn new(reason: Reason) -> Self {
+        Self { reason, is_counted: false, begun: None }
+    }
+
+    /// What commands of the pass carry.
+    pub(crate) fn tag(&self, mode: SyncMode) -> PassTag {
+        let nobody_listened = PassTag { number: 0, mode, reason: self.reason };
+        self.begun.as_ref().map_or(nobody_listened, |begun| begun.tag)
+    }
+
+    /// A step of the pass begins; with the first one the pass. `rest` is what it has still to look at, shard-local.
+    #[inline]
+    pub(crate) fn step_begins(
+        &mut self,
+        issuer: &Issuer<'_>,
+        shape: &MappingShape,
+        mode: SyncMode,
+        rest: &Range<u64>,
+    ) {
+        if !self.is_counted {
+            self.is_counted = true;
+            bump(self.reason.counter(issuer.counters), 1);
+        }
+        if self.begun.is_none() && tracing::enabled!(target: WRITEBACK_TARGET, Level::DEBUG) {
+            self.begin(issuer, shape, mode, rest);
+        }
+        if let Some(begun) = &mut self.begun {
+            begun.now_ns = issuer.now_ns;
+        }
+    }
+
+    #[cold]
+    fn begin(&mut self, issuer: &Issuer<'_>, shape: &MappingShape, mode: SyncMode, rest: &Range<u64>) {
+        static PASSES: AtomicU64 = AtomicU64::new(0);
+        let number = PASSES.fetch_add(1, Ordering::Relaxed) + 1;
+        let tag = PassTag { number, mode, reason: self.reason };
+        let (shard, now_ns) = (issuer.cache.shard, issuer.now_ns);
+        let (mapping, namespace) = (shape.slot, shape.namespace.id());
+        let pages = file_pages(shape, shard, rest);
+        let marked = &issuer.cache.shared.marked[mapping as usize];
+        emit!(debug, "writeback_single_inode_start", {
+            shard, mapping, namespace, pass = number, reason = tag.reason.name(), mode = mode.name(),
+            first_page = pages.start, end_page = pages.end,
+            dirty = marked.dirty(), writeback = marked.writeback(), now_ns
+        });
+        let (last, commands, pages) = (None, 0, 0);
+        self.begun = Some(BegunPass { tag, shard, mapping, namespace, commands, pages, last, now_ns });
+    }
+
+    /// A step of the pass ended.
+    #[inline]
+    pub(crate) fn step_ended(&mut self, issued: Issued, done: &Submitted, marked: &MarkedPages) {
+        let Some(begun) = &mut self.begun else { return };
+        begun.commands += done.commands;
+        begun.pages += done.pages;
+        let BegunPass { tag: PassTag { number, .. }, shard, mapping, now_ns, .. } = *begun;
+        if matches!(issued, Issued::Blocked(_)) && begun.last != Some(issued) {
+            emit!(trace, "folio_wait_writeback", { shard, mapping, pass = number, now_ns });
+        }
+        begun.last = Some(issued);
+        if issued == Issued::End {
+            self.end(Some(marked));
+        }
+    }
+
+    /// The pass is over. What ends with work left was given up by who ran it: the pressure was gone, the time was up,
+    /// the mapping was closed.
+    #[cold]
+    fn end(&mut self, marked: Option<&MarkedPages>) {
+        let Some(begun) = self.begun.take() else { return };
+        let BegunPass { tag, shard, mapping, namespace, commands, pages, last, now_ns } = begun;
+        let ended = match last {
+            None => "unbegun",
+            Some(Issued::End) => "end",
+            Some(Issued::Budget) => "given_up",
+            Some(Issued::NoRoom) => "given_up_queue_full",
+            Some(Issued::Blocked(_)) => "given_up_blocked",
+            Some(Issued::Refused) => "refused",
+        };
+        emit!(debug, "writeback_single_inode", {
+            shard, mapping, namespace, pass = tag.number, reason = tag.reason.name(), mode = tag.mode.name(),
+            commands, pages, ended,
+            dirty = marked.map(MarkedPages::dirty), writeback = marked.map(MarkedPages::writeback), now_ns
+        });
+    }
+}
+
+impl Drop for PassSpan {
+    fn drop(&mut self) {
+        if self.begun.is_some() {
+            self.end(None);
+        }
+    }
+}
+
+/// The file pages from the first to the last of `rest`, which is shard-local.
+fn file_pages(shape: &MappingShape, shard: usize, rest: &Range<u64>) -> Range<u64> {
+    let all = shape.striping.local_range(shard, 0..shape.pages());
+    let (start, end) = (rest.start.max(all.start), rest.end.min(all.end));
+    if start >= end {
+        return 0..0;
+    }
+    shape.striping.page(shard, start)..shape.striping.page(shard, end - 1) + 1
+}
+
+/// The flusher begins a round over all mappings (`writeback_start`).
+#[inline]
+pub(crate) fn writeback_start(shard: usize, reason: Reason, dirty: u64, now_ns: u64) {
+    emit!(debug, "writeback_start", { shard, reason = reason.name(), dirty, now_ns });
+}
+
+/// The flusher ended a round in which it wrote `pages` pages (`writeback_written`).
+#[inline]
+pub(crate) fn writeback_written(shard: usize, reason: Reason, pages: u64, now_ns: u64) {
+    emit!(debug, "writeback_written", { shard, reason = reason.name(), pages, now_ns });
+}
+
+/// A write command of a pass is in the queue; the device learns of it with the next doorbell (`block_rq_issue`).
+#[inline]
+pub(crate) fn write_issued(issuer: &Issuer<'_>, shape: &MappingShape, pages: &Range<u64>, pass: PassTag) {
+    emit!(trace, "block_rq_issue", {
+        shard = issuer.cache.shard, op = Op::Write.name(), mapping = shape.slot, namespace = shape.namespace.id(),
+        pass = pass.number, reason = pass.reason.name(), mode = pass.mode.name(),
+        first_page = pages.start, pages = pages.end - pages.start, now_ns = issuer.now_ns
+    });
+}
+
+/// A command that isn't a pass's is in the queue (`block_rq_issue`).
+#[inline]
+pub(crate) fn block_rq_issue(shard: usize, op: Op, shape: &MappingShape, pages: &Range<u64>, now_ns: u64) {
+    emit!(trace, "block_rq_issue", {
+        shard, op = op.name(), mapping = shape.slot, namespace = shape.namespace.id(),
+        first_page = pages.start, pages = pages.end - pages.start, now_ns
+    });
+}
+
+/// A command over folios has ended (`block_rq_complete`).
+#[inline]
+pub(crate) fn block_rq_complete(
+    shard: usize,
+    op: Op,
+    run: &FolioRun,
+    result: &Result<(), CommandError>,
+    now_ns: u64,
+) {
+    emit!(trace, "block_rq_complete", {
+        shard, op = op.name(), mapping = run.mapping, first_page = run.first_page, pages = run.pages(),
+        error = result.as_ref().err().map(tracing::field::display), now_ns
+    });
+}
+
+/// The doorbell was rung for all commands since it was rung last (`block_unplug`). `requests` is how many the queue
+/// has taken in its life.
+#[inline]
+pub(crate) fn block_unplug(shard: usize, counters: &ShardCounters, requests: u64, now_ns: u64) {
+    let told = counters.commands.load(Ordering::Relaxed);
+    let commands = requests - told;
+    bump(&counters.commands, commands);
+    bump(&counters.doorbells, 1);
+    emit!(trace, "block_unplug", { shard, commands, now_ns });
+}
+
+/// A sync reached a shard (`ext4_sync_file_enter`). `sync` tells a shard's syncs apart while they run.
+#[inline]
+pub(crate) fn sync_file_enter(
+    shard: usize,
+    shape: &MappingShape,
+    sync: u32,
+    pages: &Range<u64>,
+    now_ns: u64,
+) {
+    emit!(debug, "sync_file_enter", {
+        shard, mapping = shape.slot, namespace = shape.namespace.id(), sync,
+        first_page = pages.start, end_page = pages.end, now_ns
+    });
+}
+
+/// A sync has no work left in a shard: its writes have ended, or it failed (`ext4_sync_file_exit`).
+#[inline]
+pub(crate) fn sync_file_exit(shard: usize, mapping: u16, sync: u32, error: Option<&Error>, now_ns: u64) {
+    emit!(debug, "sync_file_exit", { shard, mapping, sync, error = error.map(tracing::field::display), now_ns });
+}
+
+/// A flush is in the queue; `syncs` wait for it (`nfs_initiate_commit`).
+#[inline]
+pub(crate) fn initiate_commit(shard: usize, namespace: u32, epoch: u64, syncs: u64, now_ns: u64) {
+    emit!(debug, "initiate_commit", { shard, namespace, epoch, syncs, now_ns });
+}
+
+/// A flush has ended (`nfs_commit_done`).
+#[inline]
+pub(crate) fn commit_done(
+    shard: usize,
+    namespace: u32,
+    epoch: u64,
+    result: &Result<(), CommandError>,
+    now_ns: u64,
+) {
+    let error = result.as_ref().err().map(tracing::field::display);
+    emit!(debug, "commit_done", { shard, namespace, epoch, error, now_ns });
+}
+
+/// Folios were evicted to free their frames (`mm_vmscan_lru_shrink_inactive`, `nr_reclaimed`).
+#[inline]
+pub(crate) fn lru_shrink(shard: usize, counters: &ShardCounters, pages: u64, now_ns: u64) {
+    if pages > 0 {
+        bump(&counters.pages_evicted, pages);
+        emit!(trace, "mm_vmscan_lru_shrink_inactive", { shard, pages, now_ns });
+    }
+}
+
+/// A pass was refused because reclaim began it (WB-10). The kernel warns here and has no tracepoint.
+#[allow(dead_code, reason = "the reclaim context calls it")]
+#[cold]
+pub(crate) fn reclaim_guard(shard: usize, counters: &ShardCounters, mapping: u16, now_ns: u64) {
+    bump(&counters.reclaim_guard_hits, 1);
+    emit!(debug, "reclaim_guard", { shard, mapping, now_ns });
+}
+
+/// A background pass returned at once since the device is congested (WB-19). `in_flight` counts pages under
+/// writeback. The kernel's tracepoint of this name has gone with its congestion bits.
+#[allow(dead_code, reason = "congestion thresholds call it")]
+#[inline]
+pub(crate) fn writeback_congested(
+    shard: usize,
+    counters: &ShardCounters,
+    mapping: u16,
+    in_flight: u64,
+    now_ns: u64,
+) {
+    bump(&counters.congestion_skips, 1);
+    emit!(debug, "writeback_congested", { shard, mapping, in_flight, now_ns });
+}
+
+/// A writer pauses for `pause_ns`, since `dirty` pages are dirty and `limit` may be (`balance_dirty_pages`). Any thread
+/// may call it.
+#[allow(dead_code, reason = "dirty throttling calls it")]
+#[cold]
+pub(crate) fn balance_dirty_pages(
+    counters: &ShardCounters,
+    mapping: u16,
+    dirty: u64,
+    limit: u64,
+    pause_ns: u64,
+) {
+    counters.throttle_pauses.fetch_add(1, Ordering::Relaxed);
+    emit!(debug, "balance_dirty_pages", { mapping, dirty, limit, pause_ns });
+}
