@@ -26,6 +26,7 @@ use crate::target::Target;
   foliant identify 'emu:ram?size=1GiB'
   foliant bench 'emu:null?size=1TiB' --seconds 3
   foliant replay trace.csv --device 'emu:disk.img?size=40GiB&lba=512' --cache 256MiB --verify
+  foliant trace --out writeback.svg
   foliant devices
   foliant doctor
 
@@ -45,6 +46,8 @@ pub(crate) enum Command {
     DemoWorker(DemoWorkerOptions),
     /// Replay a block trace through the page cache, and verify every sector.
     Replay(ReplayOptions),
+    /// Draw what writeback does while a workload runs, and check it.
+    Trace(TraceOptions),
     /// Show what a controller says of itself and its namespaces.
     Identify(IdentifyOptions),
     /// Measure a device, by the driver alone or through the page cache.
@@ -157,6 +160,48 @@ pub(crate) struct ReplayOptions {
     #[arg(long, default_value_t = 8, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) threads: u16,
     /// Allow overwriting an image that holds data.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Runs a workload through the page cache, watches the engine's events of writeback, and draws them as SVG: page index
+/// over time, a panel a mapping, each write command from submission to completion in the colour of its state, pages
+/// that are dirty faint before it; a box around each pass, a band for each flush, a bar for each doorbell. Figures show
+/// where the pointer rests. It also checks what the picture shows: that each pass ascends in its shard (WB-01), and that
+/// the commands of a batch share one doorbell (WB-18). Without --replay a demonstration runs for about half a second:
+/// a log that is appended, a table of random pages, an index of small changes.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  foliant trace                                       the demonstration on a slow device in memory
+  foliant trace --shards 2 --cache 8MiB --out two.svg
+  foliant trace 'emu:disk.img?size=64MiB' --json | jq .checks
+  foliant trace --replay trace.csv --cache 64MiB --out replay.svg
+  foliant trace vfio:0000:01:00.0 --overwrite         on a drive
+
+The first 524,288 events are kept, and what is missing is said. RUST_LOG=foliant::writeback=trace shows the same events
+as text.")]
+pub(crate) struct TraceOptions {
+    /// The device; in memory, and slow, when none is named.
+    pub(crate) uri: Option<Target>,
+    /// Replay this block trace, as of `foliant replay`, instead of the demonstration.
+    #[arg(long, value_name = "TRACE.csv")]
+    pub(crate) replay: Option<PathBuf>,
+    /// Where the picture goes.
+    #[arg(long, value_name = "FILE.svg", default_value = "foliant-trace.svg", value_parser = crate::trace::parse_out)]
+    pub(crate) out: PathBuf,
+    /// Size of the page cache.
+    #[arg(long, default_value = "4MiB", value_name = "SIZE")]
+    pub(crate) cache: ByteSize,
+    /// Shards of the engine.
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(crate) shards: u16,
+    /// Decides which pages the demonstration touches.
+    #[arg(long, default_value_t = 1, value_name = "S", conflicts_with = "replay")]
+    pub(crate) seed: u64,
+    /// Allow overwriting the drive, or an image that holds data.
     #[arg(long)]
     pub(crate) overwrite: bool,
     /// Print the result as one JSON object.

@@ -65,6 +65,8 @@ pub(crate) enum Error {
     Submit(#[from] SubmitError),
     #[error("a thread panicked while it {what}; please report this with the command line")]
     ThreadPanicked { what: &'static str },
+    #[error("there is nothing to show: {reason}")]
+    NothingTraced { reason: &'static str },
     #[error("cannot draw {title} of the report: {reason}; please report this with the command line")]
     Plot { title: &'static str, reason: String },
     #[error("cannot write to standard output: {0}")]

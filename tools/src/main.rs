@@ -23,36 +23,45 @@ mod error;
 mod identify;
 mod image;
 mod latency;
+mod plot;
 mod progress;
 mod replay;
+mod reserved;
 mod size;
 mod stdout;
 mod table;
 mod target;
+mod trace;
 mod verdict;
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, fmt, registry};
 
 use crate::cli::{Cli, Command};
 use crate::error::Error;
+use crate::trace::Watch;
 use crate::verdict::Verdict;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(cli.command.log_filter()));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+    let log = fmt::layer()
         .with_writer(progress::LogWriter::new)
         .with_ansi(std::io::stderr().is_terminal())
         .without_time()
         .with_target(false)
-        .init();
-    match run(&cli.command) {
+        .with_filter(filter);
+    // Only who draws events pays for them.
+    let watch = Watch::new();
+    let is_watched = matches!(cli.command, Command::Trace(_));
+    registry().with(log).with(is_watched.then(|| watch.layer())).init();
+    match run(&cli.command, &watch) {
         Ok(Verdict::Passed) => ExitCode::SUCCESS,
         Ok(Verdict::Failed) => ExitCode::FAILURE,
         Err(error) => {
@@ -63,11 +72,12 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: &Command) -> Result<Verdict, Error> {
+fn run(command: &Command, watch: &Watch) -> Result<Verdict, Error> {
     match command {
         Command::Demo(options) => demo::run(options),
         Command::DemoWorker(options) => demo::worker::run(options),
         Command::Replay(options) => replay::run(options),
+        Command::Trace(options) => trace::run(options, watch),
         Command::Identify(options) => identify::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Devices(options) => devices::run(options),

@@ -89,6 +89,7 @@ fn help_shows_examples_for_every_command() {
         &["--help"][..],
         &["demo", "--help"],
         &["replay", "--help"],
+        &["trace", "--help"],
         &["identify", "--help"],
         &["bench", "--help"],
         &["devices", "--help"],
@@ -523,4 +524,113 @@ fn a_reader_that_leaves_early_is_no_error() {
     let output = Command::new("bash").args(["-c", &script]).output().unwrap();
     assert!(!text(&output.stdout).contains("panicked"));
     assert_eq!(output.status.code(), Some(0));
+}
+
+/// A run of `foliant trace` with a picture of its own; the result, and the picture.
+#[track_caller]
+fn expect_picture(scratch: &Scratch, arguments: &[&str]) -> (Value, String) {
+    let file = scratch.path("picture.svg").display().to_string();
+    let report = expect_json(&[&["trace"], arguments, &["--out", &file]].concat());
+    assert_eq!(report["picture"]["path"], file);
+    let picture = std::fs::read_to_string(&file).unwrap();
+    assert!(picture.starts_with("<svg ") && picture.trim_end().ends_with("</svg>"));
+    assert_eq!(
+        (picture.matches("<svg").count(), report["picture"]["bytes"].as_u64()),
+        (1, Some(picture.len() as u64))
+    );
+    assert!(!picture.contains("NaN"));
+    (report, picture)
+}
+
+#[test]
+fn a_trace_of_the_demonstration_is_a_picture_that_keeps_the_rules() {
+    for shards in ["1", "2"] {
+        let scratch = Scratch::new();
+        let (report, picture) =
+            expect_picture(&scratch, &["emu:ram?size=16MiB&write_latency_us=200", "--shards", shards]);
+        assert_eq!(report["verdict"], "passed", "{report:#}");
+        assert_eq!(
+            (&report["events"]["dropped"], &report["shards"]),
+            (&0.into(), &shards.parse::<u64>().unwrap().into())
+        );
+        assert_eq!(report["seen"], report["counted"], "events and counters agree");
+        let checks = &report["checks"];
+        assert_eq!((&checks["wb01"]["descents"], &checks["wb18"]["late"]), (&0.into(), &0.into()));
+        assert_eq!(checks["wb18"]["batches"], checks["wb18"]["doorbells"]);
+        let commands = report["seen"]["write_commands"].as_u64().unwrap();
+        assert!(commands > 100 && checks["wb01"]["commands"] == commands, "{report:#}");
+        assert!(checks["wb18"]["commands"].as_u64() > checks["wb18"]["doorbells"].as_u64(), "{report:#}");
+        assert_tells(
+            &picture,
+            &["Writeback on emu:ram?size=16MiB&amp;write_latency_us=200", "PASSED", "doorbells of shard 0"],
+        );
+        assert_tells(
+            &picture,
+            &[
+                "log: appended",
+                "table: random",
+                "index: small",
+                "WB-01",
+                "WB-18",
+                "prefers-color-scheme:dark",
+            ],
+        );
+        let drawn =
+            ["back", "sync"].map(|class| picture.matches(&format!("<rect class=\"{class}\"")).count() as u64);
+        assert_eq!(drawn[0] + drawn[1], commands + 2, "each command, and two in the legend");
+        assert_eq!(picture.contains("belong to shard 1"), shards == "2");
+    }
+}
+
+#[test]
+fn a_trace_of_a_replay_draws_what_the_replay_writes() {
+    let scratch = Scratch::new();
+    let trace = scratch.trace(&overlapping_requests());
+    let (report, picture) = expect_picture(&scratch, &["--replay", &trace, "--cache", "512KiB"]);
+    assert_eq!(report["verdict"], "passed", "{report:#}");
+    assert_eq!(report["device"], "emu:ram?size=1GiB&lba=512&read_latency_us=100&write_latency_us=100");
+    assert_tells(&picture, &["replay of", "3,000 requests", "written by the replay"]);
+    let output =
+        foliant(&["trace", "--replay", &trace, "--out", &scratch.path("text.svg").display().to_string()]);
+    let stdout = text(&output.stdout);
+    for words in ["WB-01", "WB-18", "one a batch", "PASSED: the run keeps both rules", "text.svg"] {
+        assert!(stdout.contains(words), "{words}: {stdout}");
+    }
+}
+
+#[test]
+fn a_trace_that_cannot_be_made_is_refused_with_what_is_wrong_and_leaves_no_picture() {
+    let scratch = Scratch::new();
+    let file = scratch.path("picture.svg").display().to_string();
+    let refuse = |arguments: &[&str], status, words: &[&str]| {
+        expect_refusal(&[&["trace"], arguments].concat(), status, words);
+        assert!(!scratch.path("picture.svg").exists());
+    };
+    refuse(&["--out", "picture.png"], 2, &["picture.png", "end the name in .svg"]);
+    refuse(
+        &["--out", &scratch.path("nowhere/a.svg").display().to_string()],
+        1,
+        &["cannot write the picture", "nowhere/a.svg"],
+    );
+    refuse(&["emu:tape", "--out", &file], 2, &["emu:tape"]);
+    refuse(&["emu:ram?size=1MiB", "--out", &file], 1, &["1 MiB", "the demonstration needs 3 MiB"]);
+    refuse(&["--cache", "4KiB", "--out", &file], 1, &["cache_bytes = 4096"]);
+    refuse(&["--replay", "/no/trace.csv", "--out", &file], 1, &["/no/trace.csv"]);
+    let reads = scratch.trace("1,0,28,4096,0\n1,0,28,4096,8\n");
+    refuse(
+        &["--replay", &reads, "--out", &file],
+        1,
+        &["nothing was written back", "choose a workload that writes"],
+    );
+    let writes = scratch.trace("1,0,2a,4096,999999\n");
+    refuse(
+        &["emu:ram?size=1MiB&lba=512", "--replay", &writes, "--out", &file],
+        1,
+        &["line 2", "past the device's"],
+    );
+    let image = scratch.image("theirs.img", 4 << 20, &[(70_000, b"somebody's data")]);
+    let before = std::fs::read(&image).unwrap();
+    let device = scratch.uri("theirs.img", "");
+    refuse(&[&device, "--out", &file], 1, &["theirs.img", "byte 70000", "--overwrite"]);
+    assert_eq!(std::fs::read(&image).unwrap(), before);
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 pub(crate) use self::report::ReportFile;
-use self::report::{Findings, Reserved, STEPS_PER_OCTAVE};
+use self::report::{Findings, STEPS_PER_OCTAVE};
 use self::surroundings::{Drive, Machine};
 use self::timeline::Window;
 use self::workload::{Load, Workload};
@@ -36,7 +36,7 @@ pub(crate) fn run(options: &BenchOptions) -> Result<Verdict, Error> {
     if options.mix < 100 && !options.overwrite {
         target.require_empty("bench with writes")?;
     }
-    let reserved = options.report.as_ref().map(Reserved::new).transpose()?;
+    let reserved = options.report.as_ref().map(|file| Ok::<_, Error>((file, file.reserve()?))).transpose()?;
     let machine = Machine::this();
     let depth = options.depth.unwrap_or(if options.cached { cached::DEPTH } else { raw::DEPTH });
     let duration = Duration::from_secs(options.seconds.into());
@@ -45,9 +45,9 @@ pub(crate) fn run(options: &BenchOptions) -> Result<Verdict, Error> {
     let steps = measured.latencies.steps(STEPS_PER_OCTAVE);
     let sweep = if options.sweep || reserved.is_some() { sweep(options)? } else { Vec::new() };
     let report = BenchReport::new(options, measured, sweep);
-    if let Some(reserved) = reserved {
+    if let Some((file, reserved)) = reserved {
         let findings = Findings { bench: &report, windows: &windows, steps, machine: &machine, made: made() };
-        reserved.write(&findings)?;
+        reserved.write(&file.draw(&findings)?)?;
     }
     write_report(&report, Format::of(options.json))?;
     Ok(Verdict::Passed)

@@ -15,6 +15,7 @@ use crate::progress::Progress;
 use crate::replay::model::{Checked, Model, Unwritten};
 use crate::replay::stamp::SECTOR_BYTES;
 use crate::replay::trace::{Op, Request, Trace};
+use crate::trace::DirtyLog;
 
 const REGION_BYTES: u64 = 2 << 20;
 /// Finished requests are told to the progress bar in steps.
@@ -39,6 +40,8 @@ pub(crate) struct Replay<'a> {
     /// Whether sectors are stamped and reads checked.
     pub(crate) verify: bool,
     pub(crate) lanes: u64,
+    /// Where it is noted what was written.
+    pub(crate) dirtied: Option<&'a DirtyLog>,
 }
 
 impl Replay<'_> {
@@ -118,6 +121,9 @@ impl<'a> Lane<'a> {
                     model.write(sector, generation, &mut self.buffer);
                 }
                 mapping.write_at(bytes.start, &self.buffer)?;
+                if let Some(dirtied) = self.replay.dirtied {
+                    dirtied.note(0, bytes);
+                }
             }
         }
         Ok(())

@@ -17,10 +17,13 @@ use std::time::Instant;
 use foliant::{Engine, EngineOptions, MappingOptions};
 use serde::Serialize;
 
-use self::lanes::{Replay, Replayed};
-use self::model::{Checked, Unwritten};
+pub(crate) use self::lanes::Replay;
+use self::lanes::Replayed;
+use self::model::Checked;
+pub(crate) use self::model::Unwritten;
 use self::stamp::SECTOR_BYTES;
-use self::trace::{Op, Trace};
+use self::trace::Op;
+pub(crate) use self::trace::Trace;
 use crate::activity::{CacheActivity, DeviceActivity};
 use crate::cli::ReplayOptions;
 use crate::error::Error;
@@ -71,7 +74,8 @@ fn replay(options: &ReplayOptions) -> Result<ReplayReport, Error> {
     progress.stage("replay");
     let begin = Instant::now();
     let lanes = u64::from(options.threads);
-    let replay = Replay { trace: &trace, mapping: &mapping, unwritten, verify: options.verify, lanes };
+    let verify = options.verify;
+    let replay = Replay { trace: &trace, mapping: &mapping, unwritten, verify, lanes, dirtied: None };
     let replayed = replay.run(&progress).and_then(|replayed| {
         progress.stage("sync");
         mapping.sync()?;

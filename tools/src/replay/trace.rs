@@ -97,11 +97,16 @@ impl Trace {
         Ok(Self { path: path.to_owned(), requests })
     }
 
+    /// The end of the farthest request.
+    pub(crate) fn end_bytes(&self) -> u64 {
+        self.requests.iter().map(|request| request.bytes().end).max().unwrap_or(0)
+    }
+
     /// Checks that every request lies within a device of `device_bytes` bytes.
     pub(crate) fn check_fits(&self, device_bytes: u64) -> Result<(), Error> {
         let is_outside = |request: &&Request| request.bytes().end > device_bytes;
         let Some(outside) = self.requests.iter().find(is_outside) else { return Ok(()) };
-        let needed = self.requests.iter().map(|request| request.bytes().end).max().unwrap_or(0);
+        let needed = self.end_bytes();
         Err(Error::TraceLine {
             path: self.path.clone(),
             line: outside.line,

@@ -1,23 +1,19 @@
 //! The plots: each draws itself into an area of any size.
 
-use plotters::coord::Shift;
 use plotters::prelude::*;
 
 use super::Findings;
-use super::axis::{Axis, rate, time};
-use super::colours::{AXIS, BAR, FADED, GRID, INK, P50, P99, P999, RATE};
 use crate::error::Error;
 use crate::latency::Summary;
+use crate::plot::axis::{Axis, rate, time};
+use crate::plot::colours::{AXIS, BAR, FADED, GRID, INK, P50, P99, P999, RATE};
+use crate::plot::{Area, FONT, Failure, text};
 
-/// A part of a picture.
-pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type Chart<'a> = ChartContext<'a, SVGBackend<'a>, Cartesian2d<Axis, Axis>>;
-type Failure = DrawingAreaErrorKind<std::io::Error>;
 type Draw = fn(&Findings<'_>, &Area<'_>) -> Result<(), Failure>;
 /// A percentile: its name, its colour, and where it is found.
 type Percentile = (&'static str, RGBColor, fn(&Summary) -> f64);
 
-const FONT: &str = "sans-serif";
 /// Height of the line above a plot, which holds its title and legend.
 const HEADER_HEIGHT: u32 = 34;
 /// Steps of the histogram to a factor of two.
@@ -69,11 +65,6 @@ impl Figure {
     fn legend(&self) -> &'static [Percentile] {
         if self.title.starts_with("Throughput") { &[] } else { &PERCENTILES }
     }
-}
-
-/// A text of one size and colour.
-pub(super) fn text(size: u32, colour: RGBColor) -> TextStyle<'static> {
-    (FONT, size).into_font().color(&colour)
 }
 
 /// Title on the left, legend on the right.
@@ -207,19 +198,4 @@ fn dotted(
     chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)))?;
     chart.draw_series(points.map(|point| Circle::new(point, 4, colour.filled())))?;
     Ok(())
-}
-
-/// A picture of `size` pixels that `draw` fills.
-pub(super) fn picture(
-    size: (u32, u32),
-    draw: impl FnOnce(&Area<'_>) -> Result<(), Error>,
-) -> Result<String, Error> {
-    let mut svg = String::new();
-    {
-        let area = SVGBackend::with_string(&mut svg, size).into_drawing_area();
-        draw(&area)?;
-        // Without this the end of the picture is left to a drop that hides errors.
-        area.present().map_err(|error| Error::Plot { title: "the picture", reason: error.to_string() })?;
-    }
-    Ok(svg)
 }

@@ -2,27 +2,21 @@
 //! machine and drive that the figures belong to. It is one file that needs nothing else, and is readable on light
 //! and on dark ground.
 //!
-//! `figures` draws, `colours` is what it draws with, `page` and `sheet` put the drawings together as HTML and as one
-//! picture.
+//! `figures` draws, `page` and `sheet` put the drawings together as HTML and as one picture.
 
-mod axis;
-mod colours;
 mod figures;
 mod page;
 mod sheet;
 
-use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-
-use tempfile::NamedTempFile;
 
 pub(crate) use self::figures::STEPS_PER_OCTAVE;
 use super::BenchReport;
 use super::surroundings::Machine;
 use super::timeline::Window;
 use crate::error::Error;
+use crate::reserved::Reserved;
 
 /// What a report is written as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,14 +55,14 @@ impl FromStr for ReportFile {
 
 /// Everything that a report tells.
 #[derive(Debug)]
-pub(crate) struct Findings<'a> {
-    pub(crate) bench: &'a BenchReport,
-    pub(crate) windows: &'a [Window],
+pub(super) struct Findings<'a> {
+    pub(super) bench: &'a BenchReport,
+    pub(super) windows: &'a [Window],
     /// The spread of latencies: the ends of each step in microseconds, and how many accesses lie in it.
-    pub(crate) steps: Vec<(f64, f64, u64)>,
-    pub(crate) machine: &'a Machine,
+    pub(super) steps: Vec<(f64, f64, u64)>,
+    pub(super) machine: &'a Machine,
     /// When the measurement was over, and by which command line and version it was made.
-    pub(crate) made: Vec<(&'static str, String)>,
+    pub(super) made: Vec<(&'static str, String)>,
 }
 
 impl Findings<'_> {
@@ -78,45 +72,18 @@ impl Findings<'_> {
     }
 }
 
-/// A report that is to come: its place is taken before anything is measured, so that a wrong path costs no time.
-#[derive(Debug)]
-pub(crate) struct Reserved {
-    file: ReportFile,
-    temporary: NamedTempFile,
-}
-
-impl Reserved {
-    /// Takes the place. A file that is there is replaced only when the report is whole.
-    pub(crate) fn new(file: &ReportFile) -> Result<Self, Error> {
-        let path = &file.path;
-        if path.is_dir() {
-            let source = std::io::Error::from(std::io::ErrorKind::IsADirectory);
-            return Err(Error::File { what: "write the report", path: path.clone(), source });
-        }
-        let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        // As readable as any file that the user makes.
-        let everybody = std::fs::Permissions::from_mode(0o666);
-        let temporary = tempfile::Builder::new()
-            .prefix(".foliant-report-")
-            .permissions(everybody)
-            .tempfile_in(directory.unwrap_or(Path::new(".")))
-            .map_err(Error::file("write the report", path))?;
-        Ok(Self { file: file.clone(), temporary })
+impl ReportFile {
+    /// Takes the report's place before anything is measured.
+    pub(super) fn reserve(&self) -> Result<Reserved, Error> {
+        Reserved::new(&self.path, "write the report")
     }
 
-    /// Writes the report.
-    pub(crate) fn write(mut self, findings: &Findings<'_>) -> Result<(), Error> {
-        let ReportFile { path, document } = self.file;
-        let text = match document {
-            Document::Html => page::html(findings)?,
-            Document::Svg => sheet::svg(findings)?,
-        };
-        self.temporary.write_all(text.as_bytes()).map_err(Error::file("write the report", &path))?;
-        self.temporary
-            .persist(&path)
-            .map_err(|error| error.error)
-            .map_err(Error::file("write the report", &path))?;
-        Ok(())
+    /// The report.
+    pub(super) fn draw(&self, findings: &Findings<'_>) -> Result<String, Error> {
+        match self.document {
+            Document::Html => page::html(findings),
+            Document::Svg => sheet::svg(findings),
+        }
     }
 }
 
@@ -133,15 +100,5 @@ mod tests {
         for text in ["report", "a.pdf", "html", ".svg", ""] {
             assert!(document(text).unwrap_err().contains(".html or .svg"), "{text}");
         }
-    }
-
-    #[test]
-    fn a_report_that_is_never_written_leaves_what_was_there() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("old.html");
-        std::fs::write(&path, "old").unwrap();
-        drop(Reserved::new(&path.to_str().unwrap().parse().unwrap()).unwrap());
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), "old");
-        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 }

@@ -3,11 +3,12 @@
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::Findings;
-use super::axis::{rate, time};
-use super::colours::dark_rules;
 use super::figures::{self, Width};
 use crate::error::Error;
 use crate::latency::Summary;
+use crate::plot::axis::{rate, time};
+use crate::plot::colours::dark_rules;
+use crate::plot::picture;
 use crate::size::ByteSize;
 use crate::table::count;
 
@@ -46,7 +47,7 @@ pub(super) fn html(findings: &Findings<'_>) -> Result<String, Error> {
         .iter()
         .map(|figure| {
             let size = if figure.width == Width::Half { HALF_SIZE } else { FULL_SIZE };
-            let svg = figures::picture(size, |area| figure.draw(findings, area))?;
+            let svg = picture(size, |area| figure.draw(findings, area))?;
             let labelled = format!("<svg role=\"img\" aria-label=\"{}\" ", figure.title);
             Ok((figure.width, PreEscaped(svg.replacen("<svg ", &labelled, 1))))
         })

@@ -1,10 +1,11 @@
 //! The report as one picture: the plots two abreast, and above them what they are about.
 
 use super::Findings;
-use super::axis::{rate, time};
-use super::colours::{FADED, GROUND, INK, dark_rules};
-use super::figures::{self, Area, Width, text};
+use super::figures::{self, Width};
 use crate::error::Error;
+use crate::plot::axis::{rate, time};
+use crate::plot::colours::{FADED, GROUND, INK, dark_rules};
+use crate::plot::{Area, picture, shortened, text, with_style};
 use crate::size::ByteSize;
 
 const WIDTH: u32 = 1360;
@@ -27,7 +28,7 @@ pub(super) fn svg(findings: &Findings<'_>) -> Result<String, Error> {
     let rows =
         plots.iter().map(|plot| if plot.width == Width::Half { 1 } else { 2 }).sum::<u32>().div_ceil(2);
     let height = head_height + rows * FIGURE_HEIGHT + MARGIN;
-    let svg = figures::picture((WIDTH, height), |area| {
+    let svg = picture((WIDTH, height), |area| {
         let failed = |reason: String| Error::Plot { title: "the picture", reason };
         area.fill(&GROUND).map_err(|error| failed(error.to_string()))?;
         head(findings, area, &columns)?;
@@ -41,9 +42,7 @@ pub(super) fn svg(findings: &Findings<'_>) -> Result<String, Error> {
         }
         Ok(())
     })?;
-    // The first tag is the picture's own; the rules come right behind it.
-    let dark = format!("><style>@media(prefers-color-scheme:dark){{{}}}</style>", dark_rules());
-    Ok(svg.replacen('>', &dark, 1))
+    Ok(with_style(&svg, &format!("@media(prefers-color-scheme:dark){{{}}}", dark_rules())))
 }
 
 fn head(
@@ -84,12 +83,4 @@ fn head(
     }
     write_facts(&findings.made, (left, below), 165)?;
     Ok(())
-}
-
-/// A value that fits into its place: the end of a long command line goes.
-fn shortened(value: &str, chars_max: usize) -> String {
-    if value.chars().count() <= chars_max {
-        return value.to_owned();
-    }
-    value.chars().take(chars_max - 1).chain(['\u{2026}']).collect()
 }

@@ -18,8 +18,8 @@ enum Scale {
 
 /// An axis: what it is called, its range, and its marks in ascending order with the way in which they are written.
 #[derive(Clone, Debug)]
-pub(super) struct Axis {
-    pub(super) name: &'static str,
+pub(crate) struct Axis {
+    pub(crate) name: &'static str,
     range: Range<f64>,
     marks: Vec<f64>,
     scale: Scale,
@@ -28,7 +28,7 @@ pub(super) struct Axis {
 
 impl Axis {
     /// From 0 to a little more than `max`, with marks at multiples of 1, 2, 2.5 or 5 times a power of ten.
-    pub(super) fn linear(name: &'static str, max: f64, write: fn(f64) -> String) -> Self {
+    pub(crate) fn linear(name: &'static str, max: f64, write: fn(f64) -> String) -> Self {
         let max = if max > 0.0 { max } else { 1.0 };
         let step = round_step(max / MARKS_MAX);
         let end = max * 1.06;
@@ -37,22 +37,37 @@ impl Axis {
     }
 
     /// From 0 to exactly `max`.
-    pub(super) fn linear_to(name: &'static str, max: f64, write: fn(f64) -> String) -> Self {
+    pub(crate) fn linear_to(name: &'static str, max: f64, write: fn(f64) -> String) -> Self {
         let mut axis = Self::linear(name, max, write);
         axis.range.end = max.max(1e-9);
         axis.marks.retain(|mark| *mark <= max * 1.000_001);
         axis
     }
 
+    /// Exactly over `range`, with marks as of [`linear`](Self::linear), about one in `step_pixels` of `pixels`.
+    pub(crate) fn span(
+        name: &'static str,
+        range: Range<f64>,
+        (pixels, step_pixels): (u32, u32),
+        write: fn(f64) -> String,
+    ) -> Self {
+        let count = (pixels / step_pixels.max(1)).max(2);
+        let step = round_step(((range.end - range.start) / f64::from(count)).max(1e-9));
+        let first = (range.start / step).ceil();
+        let marks = (0..).map(|index| (first + f64::from(index)) * step);
+        let marks = marks.take_while(|mark| *mark <= range.end * 1.000_001).collect();
+        Self { name, range, marks, scale: Scale::Linear, write }
+    }
+
     /// With a mark, and nothing between them, at each of `0..count`, and half a step of room at both ends.
-    pub(super) fn places(name: &'static str, count: usize, write: fn(f64) -> String) -> Self {
+    pub(crate) fn places(name: &'static str, count: usize, write: fn(f64) -> String) -> Self {
         let marks: Vec<f64> = (0..count).map(|place| place as f64).collect();
         let end = count as f64 - 1.0;
         Self { name, range: -0.35..end + 0.35, marks, scale: Scale::Linear, write }
     }
 
     /// Around positive values, with marks at powers of ten, and at 2 and 5 times those where there is room.
-    pub(super) fn logarithmic(
+    pub(crate) fn logarithmic(
         name: &'static str,
         values: impl Iterator<Item = f64>,
         write: fn(f64) -> String,
@@ -74,7 +89,7 @@ impl Axis {
     }
 
     /// The same marks over another range.
-    pub(super) fn over(self, range: Range<f64>) -> Self {
+    pub(crate) fn over(self, range: Range<f64>) -> Self {
         let marks = self.marks.into_iter().filter(|mark| (range.start..=range.end).contains(mark)).collect();
         Self { range, marks, ..self }
     }
@@ -117,7 +132,7 @@ impl ValueFormatter<f64> for Axis {
 }
 
 /// A number of operations, shortly: `1.25 M`, `300 k`, `80`.
-pub(super) fn rate(value: f64) -> String {
+pub(crate) fn rate(value: f64) -> String {
     let short = |value: f64| {
         let text = format!("{value:.2}");
         text.trim_end_matches('0').trim_end_matches('.').to_owned()
@@ -130,7 +145,7 @@ pub(super) fn rate(value: f64) -> String {
 }
 
 /// A time that is given in microseconds, without digits that say nothing: `500 ns`, `20 µs`, `1.5 ms`.
-pub(super) fn time(us: f64) -> String {
+pub(crate) fn time(us: f64) -> String {
     microseconds(us).replace(".0 ", " ").replace(" us", " \u{b5}s")
 }
 
@@ -149,6 +164,14 @@ mod tests {
         assert_eq!(Axis::linear_to("", 5.0, rate).marks, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]);
         assert_eq!(Axis::linear_to("", 5.0, rate).range, 0.0..5.0);
         assert_eq!(Axis::linear("", 0.0, rate).range.start, 0.0);
+    }
+
+    #[test]
+    fn an_axis_over_a_span_has_round_marks_in_it_as_many_as_there_is_room_for() {
+        let axis = Axis::span("", 1000.0..3000.0, (400, 100), rate);
+        assert_eq!(axis.marks, [1000.0, 1500.0, 2000.0, 2500.0, 3000.0]);
+        assert_eq!(Axis::span("", 130.0..170.0, (200, 100), rate).marks, [140.0, 160.0]);
+        assert!(Axis::span("", 5.0..5.0, (200, 100), rate).marks.len() <= 2);
     }
 
     #[test]

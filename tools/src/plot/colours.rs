@@ -7,25 +7,25 @@
 use plotters::style::RGBColor;
 
 /// Text.
-pub(super) const INK: RGBColor = RGBColor(0x2B, 0x31, 0x38);
+pub(crate) const INK: RGBColor = RGBColor(0x2B, 0x31, 0x38);
 /// Text that explains.
-pub(super) const FADED: RGBColor = RGBColor(0x5C, 0x66, 0x70);
+pub(crate) const FADED: RGBColor = RGBColor(0x5C, 0x66, 0x70);
 /// Axes.
-pub(super) const AXIS: RGBColor = RGBColor(0x9A, 0xA3, 0xAC);
+pub(crate) const AXIS: RGBColor = RGBColor(0x9A, 0xA3, 0xAC);
 /// Lines behind the data.
-pub(super) const GRID: RGBColor = RGBColor(0xE1, 0xE5, 0xEA);
+pub(crate) const GRID: RGBColor = RGBColor(0xE1, 0xE5, 0xEA);
 /// The ground of a picture that has one.
-pub(super) const GROUND: RGBColor = RGBColor(0xFF, 0xFF, 0xFE);
+pub(crate) const GROUND: RGBColor = RGBColor(0xFF, 0xFF, 0xFE);
 /// Bars, on which lines of any series can be seen.
-pub(super) const BAR: RGBColor = RGBColor(0xC4, 0xCB, 0xD6);
+pub(crate) const BAR: RGBColor = RGBColor(0xC4, 0xCB, 0xD6);
 /// Throughput.
-pub(super) const RATE: RGBColor = RGBColor(0x5B, 0x5F, 0xC7);
+pub(crate) const RATE: RGBColor = RGBColor(0x5B, 0x5F, 0xC7);
 /// The median.
-pub(super) const P50: RGBColor = RGBColor(0x00, 0x8F, 0x6B);
+pub(crate) const P50: RGBColor = RGBColor(0x00, 0x8F, 0x6B);
 /// The 99th percentile.
-pub(super) const P99: RGBColor = RGBColor(0x00, 0x72, 0xB3);
+pub(crate) const P99: RGBColor = RGBColor(0x00, 0x72, 0xB3);
 /// The 99.9th percentile.
-pub(super) const P999: RGBColor = RGBColor(0xD1, 0x4F, 0x0C);
+pub(crate) const P999: RGBColor = RGBColor(0xD1, 0x4F, 0x0C);
 
 /// Each colour with its counterpart on dark ground.
 const ON_DARK: [(RGBColor, &str); 10] = [
@@ -42,12 +42,12 @@ const ON_DARK: [(RGBColor, &str); 10] = [
 ];
 
 /// A colour as drawings write it.
-pub(super) fn hex(RGBColor(red, green, blue): RGBColor) -> String {
+pub(crate) fn hex(RGBColor(red, green, blue): RGBColor) -> String {
     format!("#{red:02X}{green:02X}{blue:02X}")
 }
 
 /// The rules that turn every colour of a drawing to its counterpart.
-pub(super) fn dark_rules() -> String {
+pub(crate) fn dark_rules() -> String {
     let rule = |(light, dark): &(RGBColor, &str)| {
         let light = hex(*light);
         format!("svg [fill=\"{light}\"]{{fill:{dark}}}svg [stroke=\"{light}\"]{{stroke:{dark}}}")
