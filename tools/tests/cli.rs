@@ -612,7 +612,7 @@ fn a_trace_that_cannot_be_made_is_refused_with_what_is_wrong_and_leaves_no_pictu
         1,
         &["cannot write the picture", "nowhere/a.svg"],
     );
-    refuse(&["emu:tape", "--out", &file], 2, &["emu:tape"]);
+    refuse(&["emu:ram", "--out", &file], 2, &["emu:ram", "add size="]);
     refuse(&["emu:ram?size=1MiB", "--out", &file], 1, &["1 MiB", "the demonstration needs 3 MiB"]);
     refuse(&["--cache", "4KiB", "--out", &file], 1, &["cache_bytes = 4096"]);
     refuse(&["--replay", "/no/trace.csv", "--out", &file], 1, &["/no/trace.csv"]);

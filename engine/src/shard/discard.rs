@@ -254,7 +254,7 @@ impl Shard {
         if job.zero_rest.is_none() && job.error.is_none() {
             self.mappings[job.mapping as usize] = None;
             self.open.retain(|&(slot, _)| slot != job.mapping);
-            self.flusher.running = None;
+            self.flusher.stop(self.now_ns);
             self.end_requests_of(job.mapping);
             debug_assert_eq!(self.cache.shared.marked[job.mapping as usize].dirty(), 0);
         }

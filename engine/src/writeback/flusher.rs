@@ -93,7 +93,7 @@ impl Flusher {
         let Pressure { shard, dirty_pages, frames_needed, now_ns } = pressure;
         if dirty_pages == 0 {
             self.armed_ns = None;
-            self.running = None;
+            self.stop(now_ns);
             return;
         }
         let armed = *self.armed_ns.get_or_insert(now_ns);
@@ -127,10 +127,16 @@ impl Flusher {
         }
     }
 
+    /// Ends the round that runs, whatever is left of it.
+    pub(crate) fn stop(&mut self, now_ns: u64) -> Option<Run> {
+        let run = self.running.take()?;
+        events::writeback_written(run.shard, run.reason, run.pages, now_ns);
+        Some(run)
+    }
+
     /// The round has ended.
     pub(crate) fn end(&mut self, now_ns: u64) {
-        if let Some(run) = self.running.take() {
-            events::writeback_written(run.shard, run.reason, run.pages, now_ns);
+        if let Some(run) = self.stop(now_ns) {
             if run.finished > 0 && run.pages == 0 {
                 // Everything dirty is held by somebody: another round at once would meet the same.
                 self.retry_ns = self.retry_ns.max(now_ns + HELD_NS);

@@ -376,15 +376,13 @@ impl TraceReport {
         let mut facts = vec![
             format!("{}; cache {}, {} shard{plural}", self.workload, self.cache_bytes, self.shards),
             format!(
-                "passes {}; {} write commands with {} pages, {} failed; {} read commands; {} flushes for {} syncs; {} \
-                 pages evicted",
+                "passes {}; {} write commands with {} pages, {} failed; {} read commands; {}; {} pages evicted",
                 self.passes.words(),
                 count(self.seen.write_commands),
                 count(self.seen.pages_written),
                 count(self.writes_failed),
                 count(self.seen.read_commands),
-                count(self.seen.flush_commands),
-                count(self.syncs_committed),
+                self.flushes(),
                 count(self.pages_evicted)
             ),
         ];
@@ -401,6 +399,15 @@ impl TraceReport {
                 (self.checks.wb18_verdict(), format!("WB-18: {}", self.checks.wb18_words())),
             ],
         }
+    }
+
+    fn flushes(&self) -> String {
+        let plural = |number: u64, one: &str, many: &str| match number {
+            1 => format!("1 {one}"),
+            _ => format!("{} {many}", count(number)),
+        };
+        let flushes = plural(self.seen.flush_commands, "flush", "flushes");
+        format!("{flushes} for {}", plural(self.syncs_committed, "sync", "syncs"))
     }
 
     /// That something is missing, if it is.
@@ -432,10 +439,7 @@ impl Report for TraceReport {
                 format!("{commands} with {pages} pages, {} failed", count(self.writes_failed))
             })
             .row("read commands", count(seen.read_commands))
-            .row(
-                "flushes",
-                format!("{} for {} syncs", count(seen.flush_commands), count(self.syncs_committed)),
-            )
+            .row("flushes", self.flushes())
             .row("pages evicted", count(self.pages_evicted));
         table = self.dropped().into_iter().fold(table, Table::line);
         table = table

@@ -32,7 +32,8 @@ use crate::verdict::Verdict;
 
 /// Rectangles with figures to hover over that a picture has at most; more are merged with their neighbours.
 pub(crate) const RECTANGLES_MAX: usize = 20_000;
-/// Rectangles of dirty pages, which are shorter in the file.
+/// Rectangles of dirty pages, which are shorter in the file. Of more, only some are drawn: merged ones would show more
+/// dirty than there was.
 const DIRTY_MAX: usize = 20_000;
 /// Colours of shards, taken in turn.
 const SHARD_COLOURS: [RGBColor; 4] = [P50, RATE, P999, P99];
@@ -72,12 +73,18 @@ pub(crate) fn draw(scene: &Scene<'_>) -> Result<Drawn, Error> {
     let rectangles_of = all.len();
     let commands = thinned(all, RECTANGLES_MAX);
     let rectangles = commands.len();
-    let merged = (rectangles < rectangles_of).then(|| {
+    let mut left_out = Vec::new();
+    if rectangles < rectangles_of {
         let (rectangles, of) = (count(rectangles as u64), count(rectangles_of as u64));
-        format!("drawn as {rectangles} rectangles of {of}: neighbours are merged")
-    });
+        left_out
+            .push(format!("the {of} commands are drawn as {rectangles} rectangles: neighbours are merged"));
+    }
+    if dirty_step(scene) > 1 {
+        left_out.push(format!("of {} dirty pages one is drawn", dirty_step(scene)));
+    }
+    let left_out = (!left_out.is_empty()).then(|| left_out.join("; "));
     let svg = picture(layout.size, |area| {
-        frame(scene, &layout, merged.as_deref(), area)
+        frame(scene, &layout, left_out.as_deref(), area)
             .map_err(|error| Error::Plot { title: "the trace", reason: error.to_string() })
     })?;
     let mut marks = Marks::default();
@@ -92,9 +99,9 @@ pub(crate) fn draw(scene: &Scene<'_>) -> Result<Drawn, Error> {
 }
 
 /// Everything that stands still: texts, axes, grids, the legend.
-fn frame(scene: &Scene<'_>, layout: &Layout, merged: Option<&str>, area: &Area<'_>) -> Result<(), Failure> {
+fn frame(scene: &Scene<'_>, layout: &Layout, left_out: Option<&str>, area: &Area<'_>) -> Result<(), Failure> {
     area.fill(&GROUND)?;
-    head(scene, layout, merged, area)?;
+    head(scene, layout, left_out, area)?;
     for (panel, (_, name)) in layout.panels.iter().zip(&scene.mappings) {
         titled(area, panel, name)?;
         axes(area, layout, panel, "page", page)?;
@@ -115,11 +122,11 @@ fn frame(scene: &Scene<'_>, layout: &Layout, merged: Option<&str>, area: &Area<'
     Ok(())
 }
 
-fn head(scene: &Scene<'_>, layout: &Layout, merged: Option<&str>, area: &Area<'_>) -> Result<(), Failure> {
+fn head(scene: &Scene<'_>, layout: &Layout, left_out: Option<&str>, area: &Area<'_>) -> Result<(), Failure> {
     let left = layout::MARGIN as i32;
     area.draw_text(&shortened(&scene.headline, 130), &text(24, INK), (left, 18))?;
     let mut y = 54;
-    let facts = scene.facts.iter().map(String::as_str).chain(merged);
+    let facts = scene.facts.iter().map(String::as_str).chain(left_out);
     for fact in facts {
         area.draw_text(&shortened(fact, 250), &text(14, FADED), (left, y))?;
         y += layout::LINE_HEIGHT as i32;
@@ -223,13 +230,11 @@ fn background(scene: &Scene<'_>, layout: &Layout, marks: &mut Marks) {
         if history.shards > 1 {
             lanes(history, *mapping, panel, marks);
         }
-        let spans = scene.dirty.iter().filter(|span| span.mapping == *mapping);
-        let dirty = spans.map(|span| {
-            let x = (layout.x(span.since_ns), layout.x(span.until_ns));
-            Mark { class: Class::Dirty, x, y: panel.rows(&span.pages), title: String::new() }
-        });
-        let dirty = thinned(dirty.collect(), DIRTY_MAX / layout.panels.len());
-        marks.rectangles(Class::Dirty, dirty.iter().map(|mark| (mark.x, mark.y)), 1.0);
+        let spans = scene.dirty.iter().step_by(dirty_step(scene));
+        let spans = spans
+            .filter(|span| span.mapping == *mapping)
+            .map(|span| ((layout.x(span.since_ns), layout.x(span.until_ns)), panel.rows(&span.pages)));
+        marks.rectangles(Class::Dirty, spans, 1.0);
         let passes = history.passes.iter().filter(|pass| pass.mapping == *mapping);
         let passes = passes.filter_map(|pass| pass_box(history, pass, layout, panel)).collect();
         thinned(passes, RECTANGLES_MAX / 4).iter().for_each(|mark| marks.rectangle(mark, 1.0));
@@ -251,6 +256,11 @@ fn background(scene: &Scene<'_>, layout: &Layout, marks: &mut Marks) {
     for panel in &layout.panels {
         flushes.iter().for_each(|mark| marks.rectangle(&Mark { y: panel.y, ..mark.clone() }, 1.0));
     }
+}
+
+/// Of how many dirty spans one is drawn.
+fn dirty_step(scene: &Scene<'_>) -> usize {
+    scene.dirty.len().div_ceil(DIRTY_MAX).max(1)
 }
 
 /// Which shard has which pages, beside the panel.
