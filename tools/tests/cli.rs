@@ -599,6 +599,26 @@ fn a_trace_of_a_replay_draws_what_the_replay_writes() {
 }
 
 #[test]
+fn a_run_that_ends_with_an_error_is_drawn_all_the_same() {
+    let scratch = Scratch::new();
+    let (image, file) = (scratch.image("image", 16 << 20, &[]), scratch.path("picture.svg"));
+    // Beyond the first 4 MiB the file can't be written: the limit of the process says so.
+    let script =
+        "trap '' XFSZ; ulimit -f 4096; exec \"$0\" trace \"emu:$1?engine=plain\" --out \"$2\" --json";
+    let program = env!("CARGO_BIN_EXE_foliant");
+    let output = Command::new("bash").args(["-c", script, program]).arg(&image).arg(&file).output().unwrap();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(1), "{stdout}{stderr}");
+    assert!(stderr.contains("Capacity Exceeded"), "{stderr}");
+    let report: Value = serde_json::from_str(&stdout).unwrap();
+    let failed = report["writes_failed"].as_u64().unwrap();
+    assert!(report["verdict"] == "failed" && failed > 0, "{report:#}");
+    assert_eq!(report["checks"]["verdict"], "passed", "the rules hold on a failing device as well");
+    let picture = std::fs::read_to_string(&file).unwrap();
+    assert_tells(&picture, &["the workload ended early", "Capacity Exceeded", ", failed; background pass"]);
+}
+
+#[test]
 fn a_trace_that_cannot_be_made_is_refused_with_what_is_wrong_and_leaves_no_picture() {
     let scratch = Scratch::new();
     let file = scratch.path("picture.svg").display().to_string();

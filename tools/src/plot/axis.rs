@@ -55,7 +55,7 @@ impl Axis {
         let step = round_step(((range.end - range.start) / f64::from(count)).max(1e-9));
         let first = (range.start / step).ceil();
         let marks = (0..).map(|index| (first + f64::from(index)) * step);
-        let marks = marks.take_while(|mark| *mark <= range.end * 1.000_001).collect();
+        let marks = marks.take_while(|mark| *mark <= range.end + step * 1e-6).collect();
         Self { name, range, marks, scale: Scale::Linear, write }
     }
 

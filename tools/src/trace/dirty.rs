@@ -10,7 +10,6 @@ use foliant::PAGE_BYTES;
 
 use super::history::History;
 use super::watch::Watch;
-use crate::trace::happening::Op;
 
 /// Notes that are kept; about 16 MB.
 const NOTES_MAX: usize = 1 << 19;
@@ -76,9 +75,10 @@ impl DirtySpan {
 /// and the note of it is missed now and then: nothing but the picture depends on it.
 pub(crate) fn dirty_spans(notes: &[Dirtied], history: &History) -> Vec<DirtySpan> {
     let mut since: HashMap<(u16, u64), u64> = HashMap::new();
+    let notes = with_failures(notes, history);
     let mut notes = notes.iter().peekable();
     let mut spans: Vec<DirtySpan> = Vec::new();
-    for command in history.commands.iter().filter(|command| command.op == Op::Write) {
+    for command in history.writes() {
         while let Some(note) = notes.next_if(|note| note.at_ns <= command.issued_ns) {
             for page in note.first_page..note.first_page + u64::from(note.pages) {
                 since.entry((note.mapping, page)).or_insert(note.at_ns);
@@ -97,6 +97,18 @@ pub(crate) fn dirty_spans(notes: &[Dirtied], history: &History) -> Vec<DirtySpan
         }
     }
     spans
+}
+
+/// The notes, and those of pages that are dirty again because their write failed, in the order of time.
+fn with_failures(notes: &[Dirtied], history: &History) -> Vec<Dirtied> {
+    let failed = history.writes().filter_map(|command| {
+        let end = command.end.filter(|end| end.has_failed)?;
+        let pages = u32::try_from(command.pages.end - command.pages.start).unwrap_or(u32::MAX);
+        Some(Dirtied { at_ns: end.at_ns, mapping: command.mapping, first_page: command.pages.start, pages })
+    });
+    let mut all: Vec<Dirtied> = notes.iter().copied().chain(failed).collect();
+    all.sort_by_key(|note| note.at_ns);
+    all
 }
 
 #[cfg(test)]
@@ -126,5 +138,20 @@ mod tests {
         let spans = dirty_spans(&[note(1, 0, 1), note(again, 0, 1)], &history);
         assert_eq!(spans.len(), 2);
         assert_eq!((spans[1].since_ns, spans[1].until_ns), (again, history.commands[3].issued_ns));
+    }
+
+    #[test]
+    fn a_page_whose_write_failed_is_dirty_from_then_until_it_is_written_again() {
+        let mut run = made_up::run(1);
+        let failed = History::of(&run).commands[5].end.unwrap();
+        assert!(failed.has_failed);
+        // Another run of the same passes, later.
+        let later = made_up::run(1).into_iter().map(|mut happening| {
+            happening.at_ns += 1_000_000;
+            happening
+        });
+        run.extend(later);
+        let spans = dirty_spans(&[], &History::of(&run));
+        assert_eq!((spans[0].pages.clone(), spans[0].since_ns), (200..204, failed.at_ns));
     }
 }
