@@ -180,7 +180,7 @@ fn doorbells(history: &History, described: &mut Described) -> Doorbells {
             found.late += 1;
             let Doorbell { commands, issued, steps, .. } = doorbell;
             described.add(|| {
-                format!("WB-18: {} told of {commands} commands, {issued} of {steps} steps waited", at())
+                format!("WB-18: {} told of {commands} commands; {issued} of {steps} steps had gathered", at())
             });
         }
     }
