@@ -79,7 +79,8 @@ pub(super) fn mappings(engine: &Engine, uri: &str) -> Result<Vec<Mapping>, Error
         });
     }
     let open = |number| {
-        let options = MappingOptions { namespace: 1, start_bytes: number * each, len_bytes: Some(each) };
+        let (start_bytes, len_bytes) = (number * each, Some(each));
+        let options = MappingOptions { start_bytes, len_bytes, ..MappingOptions::default() };
         Ok(engine.mapping(&options)?)
     };
     (0..MAPPINGS.len() as u64).map(open).collect()
