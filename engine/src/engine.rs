@@ -18,7 +18,7 @@ use crate::cache::shape::MappingShape;
 use crate::cache::tags::TagTree;
 use crate::device;
 use crate::error::{Error, Result};
-use crate::mapping::{Mapping, MappingOptions};
+use crate::mapping::{HandleReadahead, Mapping, MappingOptions};
 use crate::options::{EngineOptions, FRAMES_MIN, ShardThreads};
 use crate::reply::{GRANTS_MAX, block_on};
 use crate::shard::device::DeviceWatch;
@@ -44,7 +44,7 @@ pub(crate) struct EngineInner {
     durability: BTreeMap<u32, Arc<Durability>>,
     stop: Arc<AtomicBool>,
     fixed_metadata_bytes: u64,
-    frames: u64,
+    pub frames: u64,
     arena: ArenaBacking,
 }
 
@@ -197,6 +197,7 @@ impl Engine {
             ));
         };
         let page_bytes = u64::from(options.page_bytes);
+        let readahead = HandleReadahead::new(options.readahead_bytes_max, order, inner)?;
         if page_bytes > PAGE_BYTES as u64 && !len_bytes.is_multiple_of(page_bytes) {
             return wrong(format!(
                 "its length of {len_bytes} bytes must be a multiple of its page_bytes, {page_bytes}; the next smaller is {}",
@@ -222,7 +223,7 @@ impl Engine {
                 dropped: AtomicBool::new(false),
             })?;
         // The handle exists from here on, so that an error below drops it.
-        let mapping = Mapping::new(inner.clone(), opened.clone());
+        let mapping = Mapping::new(inner.clone(), opened.clone(), readahead);
         // Every handle's opener tells every shard: another one may be on its way still, or have been dropped.
         for link in &inner.links {
             link.request(Request::Open(opened.clone())).await?;
@@ -246,6 +247,8 @@ impl Engine {
             let (reads, writes) = link.hits.totals();
             stats.read_hits += reads;
             stats.write_hits += writes;
+            stats.readahead_pages_used += link.hits.first_uses();
+            stats.readahead_dropped += link.readahead.refused();
             stats.requests += link.requests.load(Ordering::Relaxed);
             let dirty = link.cache.marked.iter().map(|marked| u64::from(marked.dirty()));
             stats.dirty_pages += dirty.sum::<u64>();
@@ -308,7 +311,7 @@ impl Engine {
         let mut result = Ok(());
         for open in self.inner.table.all() {
             self.inner.table.add_handle(&open);
-            let mapping = Mapping::new(self.inner.clone(), open);
+            let mapping = Mapping::new(self.inner.clone(), open, HandleReadahead::off());
             let synced =
                 if shards.is_empty() { mapping.sync() } else { drive(&mut shards, mapping.sync_async()) };
             result = result.and(synced);

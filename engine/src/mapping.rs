@@ -1,5 +1,7 @@
 //! Mappings: a range of a namespace as bytes and pages in the cache.
 
+mod readahead;
+
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
@@ -17,6 +19,7 @@ use crate::reply::{GRANTS_MAX, Grants, block_on};
 use crate::shard::link::{RequestFuture, ShardLink};
 use crate::shard::open::OpenMapping;
 use crate::shard::request::{Request, Want};
+pub(crate) use readahead::HandleReadahead;
 
 const PAGE: u64 = PAGE_BYTES as u64;
 
@@ -39,6 +42,9 @@ pub struct MappingOptions {
     /// Bytes of a page: what [`pin`](Mapping::pin) pins, in one piece of memory, and what is written as a whole. A power of
     /// two from 4096 to 65,536: a database's own page size.
     pub page_bytes: u32,
+    /// The most bytes that this handle, and its clones, read ahead of a sequential reader at once: a multiple of
+    /// `page_bytes`, at most 4 MiB; 0 switches readahead off. A window never takes more than an eighth of a shard's frames.
+    pub readahead_bytes_max: u32,
 }
 
 impl MappingOptions {
@@ -51,7 +57,13 @@ impl MappingOptions {
 
 impl Default for MappingOptions {
     fn default() -> Self {
-        Self { namespace: 1, start_bytes: 0, len_bytes: None, page_bytes: PAGE_BYTES as u32 }
+        Self {
+            namespace: 1,
+            start_bytes: 0,
+            len_bytes: None,
+            page_bytes: PAGE_BYTES as u32,
+            readahead_bytes_max: 512 << 10,
+        }
     }
 }
 
@@ -67,6 +79,7 @@ pub struct Mapping {
     engine: Arc<EngineInner>,
     open: Arc<OpenMapping>,
     told: ErrorCursor,
+    readahead: HandleReadahead,
 }
 
 impl fmt::Debug for Mapping {
@@ -84,7 +97,7 @@ impl fmt::Debug for Mapping {
 impl Clone for Mapping {
     fn clone(&self) -> Self {
         self.engine.table.add_handle(&self.open);
-        Self::new(self.engine.clone(), self.open.clone())
+        Self::new(self.engine.clone(), self.open.clone(), self.readahead.clone())
     }
 }
 
@@ -95,9 +108,9 @@ impl Drop for Mapping {
 }
 
 impl Mapping {
-    pub(crate) fn new(engine: Arc<EngineInner>, open: Arc<OpenMapping>) -> Self {
+    pub(crate) fn new(engine: Arc<EngineInner>, open: Arc<OpenMapping>, readahead: HandleReadahead) -> Self {
         let told = open.errors.sample();
-        Self { engine, open, told }
+        Self { engine, open, told, readahead }
     }
 
     /// Length in bytes.
@@ -392,10 +405,16 @@ impl Mapping {
         let (link, key) = (self.link(first), self.open.shape.key(first));
         let frame = link.cache.index.find(&link.cache.headers, key)?;
         match link.cache.try_pin(frame, key) {
-            Ok(place) if place.order == self.open.shape.order => {
+            Ok((place, found)) if place.order == self.open.shape.order => {
+                if found.any() {
+                    self.met(link, first, place, found);
+                }
                 Some(self.shared_pin(link, first, frame, place.order.pages()))
             }
-            Ok(place) => {
+            Ok((place, found)) => {
+                if found.any() {
+                    self.met(link, first, place, found);
+                }
                 link.after_release(link.cache.folio(place.head).unpin());
                 None
             }
@@ -420,7 +439,10 @@ impl Mapping {
         let (link, key) = (self.link(first), self.open.shape.key(first));
         let frame = link.cache.index.find(&link.cache.headers, key)?;
         match link.cache.try_pin(frame, key) {
-            Ok(place) => {
+            Ok((place, found)) => {
+                if found.any() {
+                    self.met(link, first, place, found);
+                }
                 let filled = || link.cache.folio(place.head).state().filled() - place.within;
                 let pages = if place.order == FolioOrder(0) || pages == 1 { 1 } else { pages.min(filled()) };
                 Some(self.shared_pin(link, first, frame, pages))
@@ -524,7 +546,10 @@ impl Mapping {
 
     async fn pin_slow(&self, page: u64) -> Result<PagePin<'_>> {
         let first = self.first(page);
-        let (link, frame) = self.acquire(first, Want::Pin).await?;
+        let (link, count) = (self.link(first), self.open.shape.order.pages());
+        let request = self.request_pages(link, first, count as u32, Want::Pin);
+        let grants = self.ask_and_read_ahead(request, first..first + count, first + count).await?;
+        let (_, frame, _) = grants.iter().next().expect("a request for one page is granted or fails");
         Ok(self.shared_pin(link, first, frame, self.open.shape.order.pages()))
     }
 
@@ -568,7 +593,9 @@ impl Mapping {
             let (wanted, _) = split(offset + done as u64);
             let first = wanted / block * block;
             let link = self.link(first);
-            let grants = self.request_pages(link, first, self.request_count(first, end), Want::Fill).await?;
+            let count = self.request_count(first, end);
+            let request = self.request_pages(link, first, count, Want::Fill);
+            let grants = self.ask_and_read_ahead(request, first..first + u64::from(count), end).await?;
             // Everything that was granted is copied and released before anything else is waited for.
             let mut covered = (wanted - first) as usize;
             let mut any = false;

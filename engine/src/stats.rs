@@ -10,6 +10,7 @@ const LANES: usize = 16;
 struct Lane {
     reads: AtomicU64,
     writes: AtomicU64,
+    first_uses: AtomicU64,
 }
 
 /// Hits, counted by the threads that have them.
@@ -34,6 +35,16 @@ impl HitCounters {
     #[inline]
     pub(crate) fn write(&self, pages: u64) {
         LANE.with(|&lane| self.lanes[lane].writes.fetch_add(pages, Ordering::Relaxed));
+    }
+
+    /// The first use of a folio of `pages` pages that was read ahead.
+    pub(crate) fn first_use(&self, pages: u64) {
+        LANE.with(|&lane| self.lanes[lane].first_uses.fetch_add(pages, Ordering::Relaxed));
+    }
+
+    /// Pages that were read ahead and then used.
+    pub(crate) fn first_uses(&self) -> u64 {
+        self.sum(|lane| &lane.first_uses)
     }
 
     fn sum(&self, of: impl Fn(&Lane) -> &AtomicU64) -> u64 {
@@ -65,6 +76,8 @@ macro_rules! counters {
             pub dirty_pages: u64,
             /// Frames of the cache.
             pub frames: u64,
+            /// Pages read ahead whose folios somebody has read since.
+            pub readahead_pages_used: u64,
             /// Bytes of metadata in use beside the frames.
             pub metadata_bytes: u64,
             $($(#[doc = $doc])+ pub $name: u64,)+
@@ -81,6 +94,12 @@ macro_rules! counters {
 counters! {
     /// Pages brought in from the device.
     pages_read,
+    /// Pages of those that were brought in before anybody asked for them: readahead and
+    /// [`prefetch`](crate::Mapping::prefetch).
+    readahead_pages,
+    /// Requests for readahead that weren't carried out, or not to their end: the shard had too many of them, or too few
+    /// frames that it could free at once.
+    readahead_dropped,
     /// Pages made without reading, because a writer filled them whole.
     pages_created,
     /// Pages written back.

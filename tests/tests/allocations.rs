@@ -50,6 +50,13 @@ fn wb42_steady_state_allocates_nothing() {
             bed.run(mapping.read_at_async(offset / 2, &mut buffer)).unwrap();
             drop(bed.run(mapping.pin_async(offset / 4096)).unwrap());
             drop(bed.run(mapping.pin_mut_async(offset / 8192)).unwrap());
+            // A scan, forwards and backwards, and a hint: windows of readahead on their way all the time.
+            for page in 0..20 {
+                let page = 15_000 - round % 300 * 20 - page;
+                bed.run(mapping.read_at_async(page * 4096, &mut buffer[..4096])).unwrap();
+                bed.run(mapping.read_at_async((page - 9000) * 4096, &mut buffer[..4096])).unwrap();
+            }
+            mapping.prefetch(offset / 3..offset / 3 + 100_000).unwrap();
             if round.is_multiple_of(10) {
                 bed.run(mapping.sync_async()).unwrap();
             }
@@ -67,6 +74,7 @@ fn wb42_steady_state_allocates_nothing() {
         let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
         let stats = bed.engine().stats();
         assert!(stats.pages_evicted > 1000 && stats.flush_commands > 100 && stats.pages_written > 1000);
+        assert!(stats.readahead_pages_used > 10_000, "{stats:?}");
         assert_eq!(allocations, 0, "with {shards} shards");
     }
 }

@@ -11,7 +11,7 @@
 //! ```text
 //!  63            32 31         22 21 20 19 18 17 16 15             0
 //! ┌────────────────┬─────────────┬──┬──┬──┬──┬──┬──┬────────────────┐
-//! │ version        │ filled      │RE│WA│  │FR│  │EX│ shared pins    │
+//! │ version        │ filled      │RE│WA│UN│FR│RA│EX│ shared pins    │
 //! └────────────────┴─────────────┴──┴──┴──┴──┴──┴──┴────────────────┘
 //! ```
 //!
@@ -22,6 +22,8 @@
 //! | FRozen | shard | free, or on its way out; every pin attempt fails |
 //! | WAiters | shard | a request is parked on this folio: who releases it kicks the shard |
 //! | REferenced | any thread | used since the eviction hand last passed |
+//! | ReadAhead | shard; cleared by any thread | the marker: its next reader asks for the next window (WB-28) |
+//! | UNused | shard; cleared by any thread, REferenced with it | read ahead, and nobody has used it yet |
 //!
 //! A folio that was read in is filled whole. One that is made for a writer who appends is filled page by page, from its
 //! first on: whoever writes the page behind the last filled one whole may do so without asking the shard. The pages
@@ -78,6 +80,8 @@ const PINS: u64 = 0xFFFF;
 const PINS_MAX: u64 = 0x8000;
 const EXCLUSIVE: u64 = 1 << 16;
 const FROZEN: u64 = 1 << 18;
+const READAHEAD: u64 = 1 << 17;
+const UNUSED: u64 = 1 << 19;
 const WAITERS: u64 = 1 << 20;
 const REFERENCED: u64 = 1 << 21;
 /// One page more is filled.
@@ -147,9 +151,14 @@ impl FolioState {
 impl std::fmt::Debug for FolioState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "pins={} filled={} version={}", self.pins(), self.filled(), self.0 >> 32)?;
-        for (flag, name) in
-            [(EXCLUSIVE, "exclusive"), (FROZEN, "frozen"), (WAITERS, "waiters"), (REFERENCED, "referenced")]
-        {
+        for (flag, name) in [
+            (EXCLUSIVE, "exclusive"),
+            (FROZEN, "frozen"),
+            (WAITERS, "waiters"),
+            (REFERENCED, "referenced"),
+            (READAHEAD, "readahead"),
+            (UNUSED, "unused"),
+        ] {
             if self.0 & flag != 0 {
                 write!(f, " {name}")?;
             }
@@ -166,6 +175,30 @@ pub(crate) enum Released {
     Quiet,
     /// Requests are parked on this folio: kick its shard.
     Kick,
+}
+
+/// What a pin found on a folio that was read ahead, and took off it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReadAhead(u64);
+
+impl ReadAhead {
+    const NONE: Self = Self(0);
+
+    /// Whether there is anything to do about it.
+    #[inline]
+    pub(crate) fn any(self) -> bool {
+        self != Self::NONE
+    }
+
+    /// The marker: the next window is due.
+    pub(crate) fn marker(self) -> bool {
+        self.0 & READAHEAD != 0
+    }
+
+    /// This was its first use.
+    pub(crate) fn first_use(self) -> bool {
+        self.0 & UNUSED != 0
+    }
 }
 
 /// The header of one frame. 32 bytes, two a cache line.
@@ -227,16 +260,37 @@ impl FolioHeader {
     ///
     /// `Err` says whether undoing the attempt left a kick to do.
     #[inline]
-    pub(crate) fn try_pin(&self, within: u64, holds: impl FnOnce() -> bool) -> Result<(), Released> {
+    pub(crate) fn try_pin(&self, within: u64, holds: impl FnOnce() -> bool) -> Result<ReadAhead, Released> {
         // Acquire: whatever the last exclusive holder, or the device, wrote is visible to who pins.
         let before = FolioState(self.state.fetch_add(PIN, Ordering::Acquire));
         if before.shareable(within) && holds() {
-            if !before.referenced() {
-                self.state.fetch_or(REFERENCED, Ordering::Relaxed);
+            // One comparison for all three: a folio in use is referenced, unmarked, and not new.
+            if before.0 & (REFERENCED | READAHEAD | UNUSED) == REFERENCED {
+                return Ok(ReadAhead::NONE);
             }
-            return Ok(());
+            if before.0 & UNUSED != 0 {
+                return Ok(self.take(READAHEAD | UNUSED | REFERENCED));
+            }
+            self.state.fetch_or(REFERENCED, Ordering::Relaxed);
+            return Ok(if before.0 & READAHEAD == 0 { ReadAhead::NONE } else { self.take(READAHEAD) });
         }
         Err(self.unpin())
+    }
+
+    /// Takes `flags` off; says which of the two of readahead were there. Of several threads one is told.
+    #[cold]
+    fn take(&self, flags: u64) -> ReadAhead {
+        ReadAhead(self.state.fetch_and(!flags, Ordering::Relaxed) & flags & (READAHEAD | UNUSED))
+    }
+
+    /// Takes the marker off, where somebody waits for the folio instead of pinning it.
+    pub(crate) fn take_marker(&self) -> bool {
+        self.state().0 & READAHEAD != 0 && self.take(READAHEAD).marker()
+    }
+
+    /// Notes the use of a folio that was granted; true when it had been read ahead and this is its first.
+    pub(crate) fn take_unused(&self) -> bool {
+        self.state().0 & UNUSED != 0 && self.take(UNUSED | REFERENCED).first_use()
     }
 
     /// Gives a shared pin back.
@@ -267,7 +321,7 @@ impl FolioHeader {
             }
             match self.state.compare_exchange_weak(
                 seen,
-                seen | EXCLUSIVE | REFERENCED,
+                (seen | EXCLUSIVE | REFERENCED) & !UNUSED,
                 // Sequentially consistent for the look at WRITEBACK that follows it.
                 Ordering::SeqCst,
                 Ordering::Relaxed,
@@ -323,6 +377,25 @@ impl FolioHeader {
     /// Whether the frame is the first of a free block of exactly this order.
     pub(crate) fn is_free_block(&self, order: FolioOrder) -> bool {
         self.order.load(Ordering::Relaxed) == u32::from(order.0) | FREE_BLOCK
+    }
+
+    /// Says of a frozen folio, before it is published, that it is read ahead.
+    pub(crate) fn set_unused(&self) {
+        let before = self.state.fetch_or(UNUSED, Ordering::Relaxed);
+        debug_assert!(before & FROZEN != 0);
+    }
+
+    /// Makes this folio a marker.
+    pub(crate) fn set_marker(&self) {
+        self.state.fetch_or(READAHEAD, Ordering::Relaxed);
+    }
+
+    /// The read of a folio that is read ahead succeeded. It counts as referenced until its first use, and only from the
+    /// second on again: what a scan has in front of it is worth more than what it has behind it, and that gives way
+    /// to pages in use.
+    pub(crate) fn fill_ahead(&self, pages: u64) {
+        self.state.fetch_or(REFERENCED, Ordering::Relaxed);
+        self.fill(pages);
     }
 
     /// Opens a folio that was assigned: found by look-ups, but nothing of it is filled yet.
@@ -446,7 +519,8 @@ impl FolioHeader {
 
     /// Takes the flags off a frozen frame that are about its old content. WAITERS must be gone.
     pub(crate) fn scrub_frozen(&self) {
-        let before = self.state.fetch_and(!(FILLED | REFERENCED | WAITERS), Ordering::Relaxed);
+        let before =
+            self.state.fetch_and(!(FILLED | REFERENCED | READAHEAD | UNUSED | WAITERS), Ordering::Relaxed);
         debug_assert!(before & FROZEN != 0);
         self.key.store(u64::MAX, Ordering::Relaxed);
     }

@@ -13,6 +13,7 @@ pub(crate) mod folio;
 pub(crate) mod frames;
 pub(crate) mod index;
 pub(crate) mod owned;
+pub(crate) mod readahead;
 pub(crate) mod shape;
 pub(crate) mod stripe;
 pub(crate) mod table;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use exclusion::{leaf_bit, leaf_bits};
-use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, Released};
+use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, ReadAhead, Released};
 use frames::FrameMemory;
 use index::FolioIndex;
 use shape::MappingShape;
@@ -118,10 +119,12 @@ impl SharedCache {
 
     /// Takes a shared pin on the folio of `frame`, if that holds the page `key` and may be shared.
     #[inline]
-    pub(crate) fn try_pin(&self, frame: FrameId, key: FolioKey) -> Result<Place, Released> {
+    pub(crate) fn try_pin(&self, frame: FrameId, key: FolioKey) -> Result<(Place, ReadAhead), Released> {
         let (place, own) = (self.place(frame), self.folio(frame));
-        self.folio(place.head).try_pin(place.within, || own.key() == key && own.order() == place.order)?;
-        Ok(place)
+        let found = self
+            .folio(place.head)
+            .try_pin(place.within, || own.key() == key && own.order() == place.order)?;
+        Ok((place, found))
     }
 
     /// Takes the folio of `frame` exclusively for any thread, if that holds the page `key` and can be had at once.

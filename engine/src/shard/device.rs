@@ -135,6 +135,10 @@ impl Shard {
                 self.read_completed(&run, result);
                 self.runs.end(run);
             }
+            PayloadKind::ReadAhead(run) => {
+                self.readahead_completed(&run, result);
+                self.runs.end(run);
+            }
             PayloadKind::Write(run) => {
                 events::block_rq_complete(self.link.shard, Op::Write, &run, &result, self.now_ns);
                 self.write_completed(&run, result);

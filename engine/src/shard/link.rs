@@ -12,6 +12,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 
 use super::doze::Doze;
+use super::readahead::Mailbox;
 use super::request::{Message, Request};
 use crate::cache::folio::{FrameId, Released};
 use crate::cache::shape::MappingShape;
@@ -29,6 +30,7 @@ pub(crate) struct ShardLink {
     pub replies: ReplySlots,
     pub hits: HitCounters,
     pub counters: ShardCounters,
+    pub readahead: Mailbox,
     inbox: Sender<Message>,
     /// The other end, for senders that find the shard closed and have to answer themselves.
     outbox: Receiver<Message>,
@@ -69,6 +71,7 @@ impl ShardLink {
             replies: ReplySlots::new(options.requests_max),
             hits: HitCounters::default(),
             counters: ShardCounters::default(),
+            readahead: Mailbox::new(),
             inbox,
             outbox: receiver.clone(),
             closed: AtomicBool::new(false),

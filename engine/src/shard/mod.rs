@@ -2,7 +2,7 @@
 //!
 //! It has no thread and no clock: [`Shard::poll`] takes the time, does a bounded step and says what is left. One
 //! step, in this order: completions, releases that others wait for, new requests, requests that wait for
-//! frames, reads, syncs, discards, background writeback, commits, eviction ahead of demand, **one doorbell**.
+//! frames, reads, syncs, discards, readahead, background writeback, commits, eviction ahead of demand, **one doorbell**.
 //!
 //! | file | owns |
 //! |---|---|
@@ -10,6 +10,7 @@
 //! | [`pages`] | requests for pages: misses, waits for holders, grants |
 //! | [`appends`] | how large the folios are that are made for writers |
 //! | [`device`] | submitting reads, taking completions, watching for a device that stopped answering |
+//! | [`readahead`] | what is read before it is asked for |
 //! | [`write`] | syncs, background passes, commits |
 //! | [`discard`] | dropping ranges; closing mappings |
 //! | [`runner`] | the thread that polls a shard and sleeps when there is nothing to do |
@@ -22,6 +23,7 @@ pub(crate) mod link;
 pub(crate) mod open;
 pub(crate) mod pages;
 pub(crate) mod payload;
+pub(crate) mod readahead;
 pub(crate) mod request;
 pub(crate) mod runner;
 pub(crate) mod write;
@@ -49,6 +51,7 @@ use link::ShardLink;
 use open::OpenMapping;
 use pages::{ParkedList, Ticket};
 use payload::{FolioRun, RunPool, ShardPayload};
+use readahead::ReadaheadRequest;
 use request::{Message, Request};
 use write::NamespaceCommits;
 
@@ -111,6 +114,8 @@ pub struct Shard {
     frames_needed: usize,
     /// Reads whose folios are installed, waiting for room in the queue.
     reads: VecDeque<FolioRun>,
+    /// What is left of the readahead that is carried out.
+    readahead: Option<ReadaheadRequest>,
     syncs: Vec<SyncJob>,
     discards: Vec<DiscardJob>,
     /// A group a namespace; few.
@@ -166,6 +171,7 @@ impl Shard {
             deferred: VecDeque::with_capacity(requests),
             frames_needed: 0,
             reads: VecDeque::with_capacity(requests * GRANTS_MAX / 2),
+            readahead: None,
             syncs: Vec::with_capacity(requests),
             discards: Vec::new(),
             commits: Vec::new(),
@@ -231,6 +237,7 @@ impl Shard {
         self.submit_reads();
         progressed |= self.step_syncs();
         progressed |= self.step_discards();
+        progressed |= self.step_readahead();
         progressed |= self.step_flusher();
         self.step_commits();
         self.evict_ahead();
@@ -361,6 +368,7 @@ impl Shard {
                 progressed = true;
             }
         }
+        self.drop_readahead();
         while let Ok(message) = self.inbox.try_recv() {
             self.answer(message.slot, Err(error.clone()));
             progressed = true;
@@ -370,7 +378,7 @@ impl Shard {
 
     /// Whether a sleeping shard would miss something: asked after sleep was announced.
     pub(crate) fn has_messages(&self) -> bool {
-        !self.inbox.is_empty()
+        !self.inbox.is_empty() || self.can_read_ahead()
     }
 
     pub(crate) fn link(&self) -> &Arc<ShardLink> {

@@ -196,7 +196,7 @@ impl Shard {
         self.cache.has_room(shape.order, self.missing(shape, first, count))
     }
 
-    fn evict(&mut self, wanted: (FolioOrder, usize), steps_max: u32) {
+    pub(super) fn evict(&mut self, wanted: (FolioOrder, usize), steps_max: u32) {
         let before = self.cache.evicted;
         let mappings = &self.mappings;
         self.cache.evict(wanted, steps_max, |key| {
@@ -205,9 +205,14 @@ impl Shard {
         events::lru_shrink(self.link.shard, &self.link.counters, self.cache.evicted - before, self.now_ns);
     }
 
+    /// Frames that are kept free for demand.
+    pub(super) fn frames_kept_free(&self) -> usize {
+        (self.cache.shared.headers.len() / 64).clamp(1, 1024)
+    }
+
     /// Keeps a few frames free, so that a miss seldom has to look for one.
     pub(super) fn evict_ahead(&mut self) {
-        let ahead = (self.cache.shared.headers.len() / 64).clamp(1, 1024).max(self.frames_needed);
+        let ahead = self.frames_kept_free().max(self.frames_needed);
         if self.cache.free_frames() < ahead {
             self.evict((FolioOrder(0), ahead), AHEAD_STEPS);
         }
@@ -257,7 +262,13 @@ impl Shard {
 
     /// How large the folio shall be that begins at `page`, which is missing: a block where it will be pinned, else as
     /// large as the missing part of the request allows, and larger than that for a writer who appends.
-    fn order_for_new(&mut self, shape: &MappingShape, page: u64, end: u64, want: Want) -> FolioOrder {
+    pub(super) fn order_for_new(
+        &mut self,
+        shape: &MappingShape,
+        page: u64,
+        end: u64,
+        want: Want,
+    ) -> FolioOrder {
         if want.is_single() {
             return shape.order;
         }
@@ -439,6 +450,9 @@ impl Shard {
             }
             folio.waiter_first.store(next, Ordering::Relaxed);
             self.parked.release(first);
+            if granted && folio.take_unused() {
+                self.link.hits.first_use(folio.order().pages());
+            }
             let ticket = self.ticket(slot);
             if granted {
                 ticket.grants.add(position as usize, frame);

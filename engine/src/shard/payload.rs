@@ -127,6 +127,8 @@ pub(crate) struct ShardPayload {
 pub(crate) enum PayloadKind {
     /// Folios being read in.
     Read(FolioRun),
+    /// Folios being read in that nobody has asked for.
+    ReadAhead(FolioRun),
     /// Folios under writeback.
     Write(FolioRun),
     /// A commit; covers the writes that had completed up to `epoch`.
@@ -143,7 +145,7 @@ unsafe impl Payload for ShardPayload {
     #[inline]
     fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
         let run = match &self.kind {
-            PayloadKind::Read(run) | PayloadKind::Write(run) => Some(run),
+            PayloadKind::Read(run) | PayloadKind::ReadAhead(run) | PayloadKind::Write(run) => Some(run),
             PayloadKind::Flush { .. } | PayloadKind::Zero { .. } => None,
         };
         run.into_iter().flat_map(|run| {
