@@ -20,14 +20,15 @@ const LATENCY: Duration = Duration::from_micros(80);
 /// Beds with one and with three shards, and a mapping each whose pages carry their numbers and aren't cached.
 fn beds(frames: u64, readahead_bytes_max: u32) -> [(Bed, Mapping); 2] {
     [1, 3].map(|shards| {
-        let config = EmulatedConfig {
-            latency: Latency { read: LATENCY, ..Latency::default() },
-            ..EmulatedConfig::ram(PAGES * 4096, 512)
-        };
+        let config = EmulatedConfig { latency: Latency { read: LATENCY, ..Latency::default() }, ..ram() };
         let mut bed = Bed::new(config, EngineOptions { shards, ..options(frames * shards as u64) });
         let mapping = fresh(&mut bed, &MappingOptions { readahead_bytes_max, ..Default::default() });
         (bed, mapping)
     })
+}
+
+fn ram() -> EmulatedConfig {
+    EmulatedConfig::ram(PAGES * 4096, 512)
 }
 
 /// Opens a mapping, numbers its pages, and drops them from the cache.
@@ -290,6 +291,69 @@ fn wb28_no_window_exceeds_the_maximum_whatever_it_is() {
 }
 
 #[test]
+fn wb28_large_pages_are_read_ahead_whole_and_pinned_without_asking() {
+    for shards in [1, 3] {
+        let config = EmulatedConfig { latency: Latency { read: LATENCY, ..Latency::default() }, ..ram() };
+        let mut bed = Bed::new(config, EngineOptions { shards, ..options(2048 * shards as u64) });
+        let options = MappingOptions { page_bytes: 16_384, ..Default::default() };
+        let mapping = fresh(&mut bed, &options);
+        let mut waits = 0;
+        for page in 100..700u64 {
+            let pin = {
+                let mut pinned = pin!(mapping.pin_async(page));
+                match bed.poll_once(pinned.as_mut()) {
+                    std::task::Poll::Ready(pin) => pin.unwrap(),
+                    std::task::Poll::Pending => {
+                        waits += 1;
+                        bed.run(pinned).unwrap()
+                    }
+                }
+            };
+            assert_eq!((&pin[..8], pin.len()), (&(page * 4).to_le_bytes()[..], 16_384));
+            drop(pin);
+            bed.advance(Duration::from_micros(4));
+        }
+        assert!(waits < 10, "{waits} waits");
+        let seen = reads(&bed);
+        // A page by itself, then a window of four whose first is waited for, then one of eight.
+        assert_eq!(seen[..4], [400..404, 404..408, 408..420, 420..452]);
+        assert!(seen.iter().all(|range| range.start % 4 == 0 && range.end % 4 == 0), "{seen:?}");
+        assert!(seen.iter().any(|range| range.end - range.start == 128), "{seen:?}");
+        pages_read(&bed);
+        assert_eq!(bed.engine().stats().folios_split, 0);
+        // Backwards and by copying, from the middle of a page.
+        bed.run(mapping.close_async()).unwrap();
+        let mapping = bed.open(&options);
+        bed.clear_seen();
+        for page in (1000..2000).rev() {
+            read(&mut bed, &mapping, page);
+        }
+        pages_read(&bed);
+        bed.assert_consistent();
+    }
+}
+
+#[test]
+fn wb28_folios_are_as_large_as_the_reads_that_will_use_them() {
+    for (mut bed, mapping) in beds(4096, 1 << 20) {
+        let before = bed.engine().stats().folios_installed;
+        let mut bytes = vec![0; 32 * 4096];
+        for read in 0..32 {
+            bed.run(mapping.read_at_async(read * 32 * 4096, &mut bytes)).unwrap();
+            assert_eq!(bytes[31 * 4096..][..8], (read * 32 + 31).to_le_bytes());
+            bed.settle();
+        }
+        let stats = bed.engine().stats();
+        let (folios, pages) = (stats.folios_installed - before, pages_read(&bed));
+        assert!(folios <= pages / 32 + 4, "{folios} folios of {pages} pages");
+        // Each by one command and more: folios don't limit commands.
+        let longest = reads(&bed).into_iter().map(|range| range.end - range.start).max();
+        assert_eq!(longest, Some(256));
+        bed.assert_consistent();
+    }
+}
+
+#[test]
 fn wb28_a_large_read_is_on_its_way_at_once() {
     for (mut bed, mapping) in beds(2048, 512 << 10) {
         let mut bytes = vec![0; 96 * 4096];
@@ -493,7 +557,7 @@ fn wb28_an_engine_is_closed_while_readahead_is_in_flight() {
 #[test]
 fn wb28_demand_finds_room_in_a_queue_that_readahead_would_fill() {
     for shards in [1, 3] {
-        let config = EmulatedConfig { mdts: 1, ..EmulatedConfig::ram(PAGES * 4096, 512) };
+        let config = EmulatedConfig { mdts: 1, ..ram() };
         let options = EngineOptions { shards, queue_entries: 16, ..options(2048 * shards as u64) };
         let mut bed = Bed::new(config, options);
         let mapping = fresh(&mut bed, &MappingOptions::default());
