@@ -313,7 +313,8 @@ impl FolioHeader {
         holds: impl Fn() -> bool,
     ) -> Result<(), Released> {
         const BLOCKERS: u64 = PINS | EXCLUSIVE | FROZEN | WAITERS;
-        let reach = within + u64::from(access == Access::Change);
+        // Of a folio that nobody holds and of which nothing is filled the device is writing the frames.
+        let reach = (within + u64::from(access == Access::Change)).max(1);
         let mut seen = self.state.load(Ordering::Relaxed);
         loop {
             if seen & BLOCKERS != 0 || FolioState(seen).filled() < reach || !holds() {
@@ -577,6 +578,16 @@ mod tests {
         assert!(folio.try_pin(0, || folio.key() == KEY).is_err());
         folio.fill(1);
         assert!(folio.try_pin(0, || folio.key() == KEY).is_ok());
+    }
+
+    #[test]
+    fn a_folio_being_read_is_nobodys_to_overwrite() {
+        let folio = FolioHeader::new();
+        folio.assign(KEY, 0, FolioOrder(0));
+        folio.publish();
+        assert!(folio.try_exclusive(0, Access::Overwrite, || folio.key() == KEY).is_err());
+        folio.fill(1);
+        assert!(folio.try_exclusive(0, Access::Overwrite, || folio.key() == KEY).is_ok());
     }
 
     #[test]
