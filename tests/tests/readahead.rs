@@ -638,3 +638,30 @@ fn writers_start_no_readahead() {
         assert_eq!(pages_read(&bed), 200);
     }
 }
+
+#[test]
+fn a_page_that_is_being_read_is_not_overwritten_beside_the_device() {
+    for (mut bed, mapping) in beds(1024, 0) {
+        mapping.prefetch(100 * 4096..110 * 4096).unwrap();
+        {
+            let mut number = [0; 8];
+            let mut demand = pin!(mapping.read_at_async(200 * 4096, &mut number));
+            assert!(bed.poll_once(demand.as_mut()).is_pending());
+            bed.step();
+        }
+        // Both reads are with the device now; the writes come before they end.
+        let mut first = pin!(mapping.write_at_async(105 * 4096, &[7; 4096]));
+        let mut second = pin!(mapping.write_at_async(200 * 4096, &[7; 4096]));
+        assert!(bed.poll_once(first.as_mut()).is_pending(), "it is read ahead");
+        assert!(bed.poll_once(second.as_mut()).is_pending(), "it was asked for");
+        bed.run(first).unwrap();
+        bed.run(second).unwrap();
+        for page in [105, 200] {
+            let mut bytes = [0; 4096];
+            bed.run(mapping.read_at_async(page * 4096, &mut bytes)).unwrap();
+            assert_eq!(bytes, [7; 4096], "page {page}");
+        }
+        bed.run(mapping.sync_async()).unwrap();
+        bed.assert_consistent();
+    }
+}

@@ -7,8 +7,10 @@
 //!
 //! A folio that is read ahead is marked unused. Until its first use the eviction hand spares it once; after it the folio is
 //! cold, unless it is used again. So a scan lives on the frames that it leaves behind: neither the pages in front of
-//! it nor those that others use go for it, and what nobody wanted is gone when the hand comes again. When its read fails, the error is nobody's: the folio goes, or, where a request
-//! has come to wait for it, it is read again for that request alone.
+//! it nor those that others use go for it, and what nobody wanted is gone when the hand comes again.
+//!
+//! When its read fails, the error is nobody's: the folio goes, or, where a request has come to wait for it, it is read
+//! again for that request alone.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +22,7 @@ use super::Shard;
 use super::open::OpenMapping;
 use super::payload::{FolioRun, PayloadKind, ShardPayload};
 use super::request::Want;
-use crate::cache::folio::{FolioOrder, FrameId, NONE};
+use crate::cache::folio::{FrameId, NONE};
 use crate::cache::readahead::Asked;
 use crate::stats::bump;
 
@@ -152,26 +154,27 @@ impl Shard {
 
     /// Forgets what waits.
     pub(super) fn drop_readahead(&mut self) {
-        self.readahead = None;
-        while self.link.readahead.receiver.try_recv().is_ok() {}
+        while self.readahead.take().or_else(|| self.link.readahead.receiver.try_recv().ok()).is_some() {
+            self.link.readahead.served();
+        }
     }
 
     fn read_ahead(&mut self, request: &mut ReadaheadRequest, budget: &mut u64) -> Outcome {
-        // Closed since, and its slot perhaps another mapping's, with other pages in this shard.
+        // Closed since, and its slot perhaps another mapping's, with other pages, of another size, in this shard.
         let Ok(mapping) = self.mapping(request.mapping) else { return Outcome::Dropped };
         let (shape, first) = (&mapping.shape, request.pages.start);
         let end = request.pages.end.min(shape.pages()).min(shape.striping.run_end(first));
-        if first >= end || shape.striping.shard_of(first) != self.cache.shard {
+        let block = shape.order.pages();
+        let is_whole = first.is_multiple_of(block) && (end - first.min(end)).is_multiple_of(block);
+        if first >= end || !is_whole || shape.striping.shard_of(first) != self.cache.shard {
             return Outcome::Dropped;
         }
         if self.frames_needed > 0 || self.discards.iter().any(|job| job.overlaps(shape, first..end)) {
             return Outcome::Dropped;
         }
         let left_to_demand = self.frames_kept_free().div_ceil(2);
-        let wanted = (end - first).min(*budget) as usize + left_to_demand;
-        if self.cache.free_frames() < wanted {
-            self.evict((FolioOrder(0), wanted), EVICT_STEPS);
-        }
+        let wanted = ((end - first).min(*budget) as usize + left_to_demand).div_ceil(block as usize);
+        self.evict((shape.order, wanted), EVICT_STEPS);
         let mut run: Option<FolioRun> = None;
         let outcome = loop {
             let page = request.pages.start;
@@ -181,7 +184,7 @@ impl Shard {
             if *budget == 0 {
                 break Outcome::Later;
             }
-            let mut pages = shape.order.pages();
+            let mut pages = block;
             if let Some(frame) = self.cache.find(shape, page) {
                 if request.marker == Some(page) {
                     self.cache.shared.head(frame).set_marker();
