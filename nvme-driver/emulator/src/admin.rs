@@ -146,7 +146,10 @@ impl AdminController {
                 let status = device.log_error(&failed(command), status);
                 return self.post(cid, 0, status);
             }
-            Some(Action::Delay(delay)) => (self.dispatch(command, device), Some(delay)),
+            Some(Action::Delay(delay)) => (self.dispatch(command, device), Some((delay, None))),
+            Some(Action::FailLate { delay, status }) => {
+                (self.dispatch(command, device), Some((delay, Some(status))))
+            }
             None => (self.dispatch(command, device), None),
         };
         let Outcome::Completed(result) = result else { return };
@@ -160,8 +163,9 @@ impl AdminController {
         };
         match delay {
             None => self.post(cid, dw0, status),
-            Some(delay) => {
+            Some((delay, failed)) => {
                 let due_ns = device.shared.now_ns().saturating_add(duration_ns(delay));
+                let status = failed.unwrap_or(status);
                 self.delayed.push(Delayed { due_ns, cid, dw0, status });
             }
         }

@@ -16,7 +16,7 @@ use crate::config::{ATOMIC_BYTES_MAX, Backing, EmulatedConfig, Latency};
 use crate::fault::{Action, Candidate, Fault, FaultTable};
 use crate::io::{Limits, Namespace};
 use crate::model::{Model, PowerCut, Region};
-use crate::observe::Observer;
+use crate::observe::{EventObserver, Observer};
 use crate::stats::EmulatedStats;
 use crate::sync::lock;
 
@@ -49,6 +49,7 @@ pub(crate) struct Shared {
     has_faults: AtomicBool,
     faults: Mutex<FaultTable>,
     observer: Mutex<Option<Observer>>,
+    event_observer: Mutex<Option<EventObserver>>,
     /// Counters of queues that no longer exist.
     totals: Mutex<EmulatedStats>,
     power_cycles: AtomicU64,
@@ -86,6 +87,7 @@ impl EmulatedController {
             has_faults: AtomicBool::new(false),
             faults: Mutex::default(),
             observer: Mutex::default(),
+            event_observer: Mutex::default(),
             totals: Mutex::default(),
             power_cycles: AtomicU64::new(0),
             power_losses: AtomicU64::new(0),
@@ -168,6 +170,12 @@ impl EmulatedController {
         self.shared.advance_generation();
     }
 
+    /// Tells `observer` what becomes of every I/O command; `None` ends that.
+    pub fn observe_events(&self, observer: Option<EventObserver>) {
+        *lock(&self.shared.event_observer) = observer;
+        self.shared.advance_generation();
+    }
+
     /// Copies what the namespace holds from byte `offset`, as a Read would see it now, into `buffer`.
     ///
     /// # Errors
@@ -213,6 +221,10 @@ impl Shared {
 
     pub(crate) fn observer(&self) -> Option<Observer> {
         lock(&self.observer).clone()
+    }
+
+    pub(crate) fn event_observer(&self) -> Option<EventObserver> {
+        lock(&self.event_observer).clone()
     }
 
     pub(crate) fn now_ns(&self) -> u64 {

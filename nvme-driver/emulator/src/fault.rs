@@ -4,6 +4,7 @@
 //! |---|---|
 //! | a command fails, transiently or for good | [`Action::Status`] |
 //! | a command is slow, or completes after its timeout | [`Action::Delay`] |
+//! | a command is carried out, and fails late all the same | [`Action::FailLate`] |
 //! | a command is lost inside the device | [`Action::Drop`] |
 //!
 //! Faults are tried in the order of injection; the first one that matches and is due wins. Power loss isn't a
@@ -87,6 +88,13 @@ pub enum Action {
     Status(Status),
     /// It is carried out, and its completion comes that much later.
     Delay(Duration),
+    /// It is carried out, and completes that much later with this status: the driver can't know what it changed.
+    FailLate {
+        /// Time from fetching it to its completion.
+        delay: Duration,
+        /// What it completes with.
+        status: Status,
+    },
     /// It is fetched and then lost: neither carried out nor completed. Abort, queue deletion and reset end it.
     Drop,
 }

@@ -60,7 +60,7 @@ pub use config::{Backing, ConfigError, Direct, EmulatedConfig, FileEngine, Laten
 pub use controller::EmulatedController;
 pub use fault::{Action, Fault, Match};
 pub use model::PowerCut;
-pub use observe::{ObservedCommand, ObservedSegment, Observer};
+pub use observe::{EventObserver, ObservedCommand, ObservedEvent, ObservedSegment, Observer, Turn};
 pub use stats::EmulatedStats;
 
 /// Why an emulated controller couldn't do what it was asked.

@@ -7,9 +7,10 @@
 
 use std::sync::Arc;
 
-use foliant_nvme_spec::NvmOpcode;
+use foliant_nvme_spec::{NvmOpcode, Status};
 use foliant_nvme_transport::Iova;
 
+use crate::fault::Action;
 use crate::prp::Segment;
 
 /// An I/O command that passed its checks and is about to be carried out.
@@ -58,6 +59,33 @@ impl From<&Segment> for ObservedSegment {
         }
     }
 }
+
+/// A turn in the life of an I/O command that passed its checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObservedEvent {
+    /// The submission queue it was fetched from.
+    pub qid: u16,
+    /// Its command identifier.
+    pub cid: u16,
+    /// Its opcode.
+    pub opcode: NvmOpcode,
+    /// Its first block; what the command's dwords say where it has none.
+    pub slba: u64,
+    /// What happened.
+    pub turn: Turn,
+}
+
+/// What happened to a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// An injected fault hit it, just after it was fetched.
+    Struck(Action),
+    /// Its completion was posted, with this status.
+    Completed(Status),
+}
+
+/// A function that is told of each [`ObservedEvent`], under the same conditions as an [`Observer`].
+pub type EventObserver = Arc<dyn Fn(&ObservedEvent) + Send + Sync>;
 
 /// A function that is shown every I/O command. It runs inside the pump, holds that queue up, and must not call back
 /// into the controller.

@@ -25,7 +25,7 @@ use crate::dma::DmaView;
 use crate::fault::{Action, Candidate};
 use crate::io::{self, Request, RequestKind, Scratch};
 use crate::log::FailedCommand;
-use crate::observe::{ObservedCommand, ObservedSegment, Observer};
+use crate::observe::{EventObserver, ObservedCommand, ObservedEvent, ObservedSegment, Observer, Turn};
 use crate::ring::{CompletionRing, SubmissionRing};
 use crate::stats::EmulatedStats;
 
@@ -57,6 +57,7 @@ pub(crate) struct View {
     pub(crate) dma: DmaView,
     has_faults: bool,
     observer: Option<Observer>,
+    event_observer: Option<EventObserver>,
 }
 
 impl std::fmt::Debug for View {
@@ -68,7 +69,13 @@ impl std::fmt::Debug for View {
 impl View {
     /// A view that the first refresh replaces.
     pub(crate) fn stale() -> Self {
-        Self { generation: u64::MAX, dma: DmaView::empty(), has_faults: false, observer: None }
+        Self {
+            generation: u64::MAX,
+            dma: DmaView::empty(),
+            has_faults: false,
+            observer: None,
+            event_observer: None,
+        }
     }
 
     /// Takes a new snapshot when the generation has moved on; true when it did.
@@ -83,6 +90,7 @@ impl View {
             dma: device.dma_snapshot(),
             has_faults: device.shared.has_faults(),
             observer: device.shared.observer(),
+            event_observer: device.shared.event_observer(),
         };
         true
     }
@@ -97,6 +105,8 @@ struct Pending {
     /// Completion isn't due before this time; 0 for no delay.
     due_ns: u64,
     status: Status,
+    /// What it completes with though it was carried out: a fault said so.
+    late_status: Option<Status>,
     /// Bytes and failure details, for when it completes.
     origin: Origin,
     /// Tells this use of the slot's timers from earlier ones.
@@ -109,6 +119,15 @@ enum PendingState {
     Working,
     Waiting,
     Dropped,
+}
+
+/// How a request ends once it is carried out.
+#[derive(Clone, Copy, Debug)]
+struct Ending {
+    /// Its completion comes that much later.
+    delay_ns: u64,
+    /// A fault decides the status.
+    status: Option<Status>,
 }
 
 /// Where a completion comes from, for counters and the error log.
@@ -143,6 +162,7 @@ impl PendingTable {
             state: PendingState::Free,
             due_ns: 0,
             status: Status::SUCCESS,
+            late_status: None,
             origin: Origin { opcode: NvmOpcode::FLUSH, nsid: 0, slba: 0, len_bytes: 0 },
             ticket: 0,
         };
@@ -286,10 +306,15 @@ impl QueueGroup {
                 _ => latency.write,
             }),
         };
+        let mut late_status = None;
         if self.view.has_faults {
             match self.strike(index, command, &request, device) {
                 None => {}
                 Some(Action::Delay(delay)) => delay_ns = delay_ns.saturating_add(duration_ns(delay)),
+                Some(Action::FailLate { delay, status }) => {
+                    delay_ns = delay_ns.saturating_add(duration_ns(delay)).max(1);
+                    late_status = Some(status);
+                }
                 Some(Action::Status(status)) => {
                     let origin = Origin::of(command, request.len_bytes());
                     return self.post(self.sqs[index].qid, command.cdw0.cid(), status, origin, device);
@@ -300,7 +325,7 @@ impl QueueGroup {
         if self.view.observer.is_some() {
             self.observe(index, command, &request);
         }
-        self.start(index, command, &request, delay_ns, device);
+        self.start(index, command, &request, Ending { delay_ns, status: late_status }, device);
     }
 
     /// Starts the request on the backing; posts it when that was all.
@@ -310,9 +335,10 @@ impl QueueGroup {
         index: usize,
         command: &Command,
         request: &Request,
-        delay_ns: u64,
+        ending: Ending,
         device: &Attachment,
     ) {
+        let Ending { delay_ns, status: late_status } = ending;
         let sqid = self.sqs[index].qid;
         let cid = command.cdw0.cid();
         let origin = Origin::of(command, request.len_bytes());
@@ -331,6 +357,7 @@ impl QueueGroup {
             state: PendingState::Working,
             due_ns,
             status: Status::SUCCESS,
+            late_status,
             origin,
             ticket,
         };
@@ -345,7 +372,7 @@ impl QueueGroup {
     /// The backing is done with a command: it completes now, or when it is due.
     fn finish(&mut self, token: u32, result: Result<(), MediaError>, device: &Attachment) {
         let pending = &mut self.pending.slots[token as usize];
-        pending.status = status_of(result);
+        pending.status = pending.late_status.unwrap_or(status_of(result));
         if pending.due_ns == 0 {
             return self.complete(token, device);
         }
@@ -417,6 +444,8 @@ impl QueueGroup {
             blocks: request.blocks.into(),
         })?;
         self.stats.faults_injected += 1;
+        let (qid, opcode) = (self.sqs[index].qid, NvmOpcode(command.cdw0.opcode()));
+        self.tell(qid, command.cdw0.cid(), opcode, request.slba, Turn::Struck(action));
         Some(action)
     }
 
@@ -429,6 +458,7 @@ impl QueueGroup {
             state: PendingState::Dropped,
             due_ns: 0,
             status: Status::SUCCESS,
+            late_status: None,
             origin: Origin::of(command, request.len_bytes()),
             ticket,
         });
@@ -448,6 +478,13 @@ impl QueueGroup {
             fua: request.fua,
             segments: &segments,
         });
+    }
+
+    #[cold]
+    fn tell(&self, qid: u16, cid: u16, opcode: NvmOpcode, slba: u64, turn: Turn) {
+        if let Some(observer) = &self.view.event_observer {
+            observer(&ObservedEvent { qid, cid, opcode, slba, turn });
+        }
     }
 
     #[cold]
@@ -473,6 +510,9 @@ impl QueueGroup {
             let Origin { opcode, nsid, slba, .. } = origin;
             let failed = FailedCommand { sqid, cid, opcode: opcode.0, nsid, lba: slba };
             status = device.log_error(&failed, status);
+        }
+        if self.view.event_observer.is_some() {
+            self.tell(sqid, cid, origin.opcode, origin.slba, Turn::Completed(status));
         }
         let head = self.sqs.iter().find(|sq| sq.qid == sqid).map_or(0, SubmissionRing::head);
         let dw2 = CompletionDw2::new().with_sqhd(head).with_sqid(sqid);

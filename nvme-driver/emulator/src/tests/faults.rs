@@ -7,7 +7,7 @@ use foliant_nvme_spec::command::AbortCdw10;
 use foliant_nvme_spec::{AdminOpcode, Command, NvmOpcode, Status, StatusCode};
 
 use super::host::{DATA, Host, PAGE, admin_command, flush};
-use crate::{Action, Clock, EmulatedConfig, Fault, Latency, ManualClock, Match};
+use crate::{Action, Clock, EmulatedConfig, Fault, Latency, ManualClock, Match, ObservedEvent, Turn};
 
 fn manual(latency: Latency) -> (Host, Arc<ManualClock>) {
     let clock = ManualClock::new();
@@ -53,6 +53,34 @@ fn a_delayed_command_completes_when_its_time_has_come() {
     clock.advance(Duration::from_nanos(1));
     assert_eq!(host.queue.pump().posted, 1);
     assert_eq!(host.queue.take().unwrap().dw3.cid(), cids[0]);
+}
+
+#[test]
+fn a_command_that_fails_late_is_carried_out_and_every_turn_of_it_is_told() {
+    let (mut host, clock) = manual(Latency::default());
+    let (delay, status) = (Duration::from_millis(3), Status::of(StatusCode::WRITE_FAULT));
+    let action = Action::FailLate { delay, status };
+    host.controller.inject(Fault { matching: Match::default().after(0, 1), action });
+    let turns = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let told = turns.clone();
+    let observer = move |event: &ObservedEvent| told.lock().unwrap().push((event.slba, event.turn));
+    host.controller.observe_events(Some(Arc::new(observer)));
+    host.fill(DATA, &[9; PAGE]);
+    let write = host.transfer(NvmOpcode::WRITE, 1, 1, DATA, PAGE);
+    let cid = host.queue.submit(write);
+    host.queue.ring();
+    assert_eq!(host.queue.pump().posted, 0);
+    clock.advance(delay);
+    assert_eq!(host.queue.pump().posted, 1);
+    let completion = host.queue.take().unwrap();
+    assert_eq!(completion.dw3.cid(), cid);
+    assert_eq!(completion.dw3.status().code(), StatusCode::WRITE_FAULT);
+    host.controller.observe_events(None);
+    assert_eq!(host.read(1, PAGE, PAGE), Ok(vec![9; PAGE]));
+    let turns = turns.lock().unwrap();
+    assert_eq!(turns[0], (1, Turn::Struck(action)));
+    assert!(matches!(turns[1], (1, Turn::Completed(told)) if told.code() == status.code()), "{turns:?}");
+    assert_eq!(turns.len(), 2);
 }
 
 #[test]
