@@ -184,9 +184,17 @@ impl Model {
     }
 
     /// The command will never complete: a reset or a queue's deletion ended it. What it changed stays visible, and
-    /// the next Flush covers it like anything visible.
+    /// the next Flush covers it like anything visible. Where no cache can hold it back it is durable from now on, since
+    /// nobody would flush it: what can be read there is on the medium.
     fn abandoned(&self, command: CommandId) {
-        lock(&self.state).in_flight.remove(&command);
+        let mut state = lock(&self.state);
+        if let Some(InFlight::Change { extents, durability: Durability::AtCompletion }) =
+            state.in_flight.remove(&command)
+        {
+            for (offset, _) in extents.iter().flat_map(|extent| self.blocks_of(*extent)) {
+                state.make_durable(offset, |version| version == command);
+            }
+        }
     }
 
     /// Makes everything durable that isn't in flight.

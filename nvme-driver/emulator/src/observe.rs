@@ -71,6 +71,8 @@ pub struct ObservedEvent {
     pub opcode: NvmOpcode,
     /// Its first block; what the command's dwords say where it has none.
     pub slba: u64,
+    /// Bytes that it reads, writes or zeroes; all of the namespace for a Flush.
+    pub len_bytes: u64,
     /// What happened.
     pub turn: Turn,
 }

@@ -444,8 +444,8 @@ impl QueueGroup {
             blocks: request.blocks.into(),
         })?;
         self.stats.faults_injected += 1;
-        let (qid, opcode) = (self.sqs[index].qid, NvmOpcode(command.cdw0.opcode()));
-        self.tell(qid, command.cdw0.cid(), opcode, request.slba, Turn::Struck(action));
+        let origin = Origin::of(command, request.len_bytes());
+        self.tell(self.sqs[index].qid, command.cdw0.cid(), origin, Turn::Struck(action));
         Some(action)
     }
 
@@ -481,9 +481,10 @@ impl QueueGroup {
     }
 
     #[cold]
-    fn tell(&self, qid: u16, cid: u16, opcode: NvmOpcode, slba: u64, turn: Turn) {
+    fn tell(&self, qid: u16, cid: u16, origin: Origin, turn: Turn) {
         if let Some(observer) = &self.view.event_observer {
-            observer(&ObservedEvent { qid, cid, opcode, slba, turn });
+            let Origin { opcode, slba, len_bytes, .. } = origin;
+            observer(&ObservedEvent { qid, cid, opcode, slba, len_bytes, turn });
         }
     }
 
@@ -512,7 +513,7 @@ impl QueueGroup {
             status = device.log_error(&failed, status);
         }
         if self.view.event_observer.is_some() {
-            self.tell(sqid, cid, origin.opcode, origin.slba, Turn::Completed(status));
+            self.tell(sqid, cid, origin, Turn::Completed(status));
         }
         let head = self.sqs.iter().find(|sq| sq.qid == sqid).map_or(0, SubmissionRing::head);
         let dw2 = CompletionDw2::new().with_sqhd(head).with_sqid(sqid);
