@@ -299,8 +299,14 @@ impl Mapping {
             Ok(()) => durability.check(),
             Err(_) => Ok(()),
         };
-        let earlier = self.open.errors.check_and_advance(&self.told);
-        written.and(durable).and(earlier.map_or(Ok(()), Err))
+        match written.and(durable) {
+            // This says nothing of failed writebacks: what there is to tell of them is left to the next sync (WB-23).
+            Err(error) if !matches!(error, Error::Device { .. }) => Err(error),
+            result => {
+                let earlier = self.open.errors.check_and_advance(&self.told);
+                result.and(earlier.map_or(Ok(()), Err))
+            }
+        }
     }
 
     /// Throws away what a byte range holds: afterwards it reads as zeros, and the device may reuse the space.

@@ -382,6 +382,23 @@ fn wb23_an_error_of_a_background_write_reaches_every_handle_once() {
 }
 
 #[test]
+fn wb23_a_sync_that_fails_for_another_reason_leaves_a_failed_writeback_to_the_next() {
+    for mut bed in beds(&ram(), 64) {
+        let mapping = bed.mapping();
+        bed.run(mapping.write_at_async(0, &[1; 4096])).unwrap();
+        bed.fail(NvmOpcode::WRITE, 0, 1, write_fault());
+        bed.advance(Duration::from_secs(6));
+        bed.advance(Duration::from_secs(6));
+        bed.run(mapping.write_at_async(4096, &[1; 4096])).unwrap();
+        let pin = bed.run(mapping.pin_mut_async(1)).unwrap();
+        assert!(matches!(bed.run(mapping.sync_async()), Err(Error::PinnedTooLong { page: 1, .. })));
+        drop(pin);
+        assert!(matches!(bed.run(mapping.sync_async()), Err(Error::Device { offset: 0, .. })));
+        bed.run(mapping.sync_async()).unwrap();
+    }
+}
+
+#[test]
 fn wb26_a_discard_waits_for_writeback_and_nothing_is_written_after_it() {
     for mut bed in beds(&ram(), 64) {
         let mapping = bed.mapping();
