@@ -421,6 +421,26 @@ fn wb26_a_discard_waits_for_writeback_and_nothing_is_written_after_it() {
 }
 
 #[test]
+fn wb26_a_discard_that_gives_up_leaves_no_page_as_it_was_before_its_last_change() {
+    for mut bed in beds(&ram(), 64) {
+        let mapping = bed.mapping();
+        bed.run(mapping.write_at_async(0, &[1; 3 * 4096])).unwrap();
+        bed.run(mapping.sync_async()).unwrap();
+        bed.run(mapping.write_at_async(0, &[2; 3 * 4096])).unwrap();
+        let pin = bed.run(mapping.pin_async(1)).unwrap();
+        let error = bed.run(mapping.discard_async(0..3 * 4096)).unwrap_err();
+        assert!(matches!(error, Error::PinnedTooLong { page: 1, .. }), "{error}");
+        drop(pin);
+        let mut bytes = [0; 3 * 4096];
+        bed.run(mapping.read_at_async(0, &mut bytes)).unwrap();
+        let pages: Vec<u8> = bytes.chunks(4096).map(|page| page[0]).collect();
+        assert_eq!(pages, [0, 2, 2], "zeroed, or as it was: never what an earlier sync left");
+        bed.run(mapping.sync_async()).unwrap();
+        bed.assert_consistent();
+    }
+}
+
+#[test]
 fn wb27_clean_folios_are_evicted_and_dirty_or_pinned_ones_are_not() {
     let mut bed = Bed::new(ram(), EngineOptions { dirty_background_percent: 90, ..options(64) });
     let mapping = bed.mapping();

@@ -122,14 +122,19 @@ impl Shard {
                 let page = self.cache.shared.folio(held).key().page();
                 let waited = std::time::Duration::from_nanos(self.limits.pin_wait_ns);
                 job.error = Some(Error::PinnedTooLong { page, waited });
-                return true;
+                // Pages whose folios are gone already must not read as what the device has of them: they are zeroed.
+                let Some(zero_rest) = &mut job.zero_rest else { return true };
+                zero_rest.end = job.drop_rest.start;
+                job.drop_rest.end = job.drop_rest.start;
+            } else {
+                return false;
             }
-            return false;
         }
-        if job.error.is_none() {
+        let device_failed = matches!(job.error, Some(Error::Device { .. }));
+        if !device_failed {
             self.submit_zeroes(&mapping.shape, job);
         }
-        let all_submitted = job.error.is_some() || job.zero_rest.as_ref().is_none_or(Range::is_empty);
+        let all_submitted = device_failed || job.zero_rest.as_ref().is_none_or(Range::is_empty);
         all_submitted && job.in_flight == 0
     }
 
@@ -226,7 +231,10 @@ impl Shard {
         job.in_flight -= 1;
         if let Err(source) = result {
             let offset = job.pages.start * 4096;
-            job.error.get_or_insert(Error::Device { operation: Operation::WriteZeroes, offset, source });
+            // This one is the caller's to mend, whatever else went wrong.
+            if !matches!(job.error, Some(Error::Device { .. })) {
+                job.error = Some(Error::Device { operation: Operation::WriteZeroes, offset, source });
+            }
         }
         if let Some(mapping) = &self.mappings[job.mapping as usize] {
             mapping.durability.write_completed();
