@@ -1,9 +1,11 @@
 //! The bed on which cross-layer tests lie: an engine whose shards the test polls itself, on an emulated
 //! controller with a clock that the test moves. Nothing happens between two steps, and nothing sleeps.
 //!
+//! [`model`] runs random operations, faults and power cuts on it against a plain model of what must hold.
 //! [`conformance`] lies beside it: the driver alone, on any controller.
 
 pub mod conformance;
+pub mod model;
 
 use std::future::Future;
 use std::pin::pin;
@@ -136,8 +138,19 @@ impl Bed {
     /// # Panics
     /// When that fails.
     pub fn open(&mut self, options: &MappingOptions) -> Mapping {
+        self.try_open(options).expect("the mapping opens")
+    }
+
+    /// As [`open`](Self::open).
+    ///
+    /// # Errors
+    /// The engine's.
+    ///
+    /// # Panics
+    /// After a crash.
+    pub fn try_open(&mut self, options: &MappingOptions) -> foliant::Result<Mapping> {
         let engine = self.engine.take().expect("the engine is open");
-        let mapping = self.run(engine.mapping_async(options)).expect("the mapping opens");
+        let mapping = self.run(engine.mapping_async(options));
         self.engine = Some(engine);
         mapping
     }
@@ -162,6 +175,19 @@ impl Bed {
             }
         }
         panic!("the shards never come to rest");
+    }
+
+    /// One step of one shard; true when it did something. Shards are counted round.
+    pub fn step_shard(&mut self, shard: usize) -> bool {
+        let now_ns = self.clock.now_ns();
+        let count = self.shards.len();
+        self.shards.get_mut(shard % count.max(1)).is_some_and(|shard| shard.poll(now_ns).progressed)
+    }
+
+    /// The time, in nanoseconds since the bed was made.
+    #[must_use]
+    pub fn now_ns(&self) -> u64 {
+        self.clock.now_ns()
     }
 
     /// Moves the clock while nobody polls.

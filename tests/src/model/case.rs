@@ -1,0 +1,278 @@
+//! What a run is made of, as data: a device, an engine, and steps.
+//!
+//! Every number in a step is taken modulo what there is (handles, operations in flight, pages), so that any list of
+//! steps is a valid run, and stays one when steps are taken out.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use foliant::{EngineOptions, MappingOptions};
+use foliant_nvme_emulated::{EmulatedConfig, NamespaceConfig};
+
+use crate::{fragile, options};
+
+/// Bytes a page.
+pub const PAGE: u64 = 4096;
+/// Pages of each of the two windows of a mapping that the model works on.
+pub const WINDOW_PAGES: u64 = 48;
+/// Pages of a mapping that the model works on.
+pub const PAGES: usize = 2 * WINDOW_PAGES as usize;
+/// Where the windows begin, in pages of the mapping: about the ends of its first and second stripe of 512 pages, so that
+/// three shards take part.
+const WINDOW_STARTS: [u64; 2] = [512 - WINDOW_PAGES / 2, 1024 - WINDOW_PAGES / 2];
+/// Bytes between the starts of two mappings.
+pub const MAPPING_SPACE: u64 = 8 << 20;
+/// Blocks of 512 bytes of which the last page exists where blocks are that small.
+const TAIL_BLOCKS: u64 = 3;
+/// The longest time that a request waits for what others hold.
+pub const PIN_WAIT: Duration = Duration::from_secs(10);
+/// The longest time that a command may stay with the device.
+pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Case {
+    /// Device and engine.
+    pub setup: Setup,
+    /// What is done with them.
+    pub steps: Vec<Step>,
+}
+
+impl Case {
+    /// A case that was written down.
+    #[must_use]
+    pub fn new(setup: Setup, steps: &[Step]) -> Self {
+        Self { setup, steps: steps.to_vec() }
+    }
+}
+
+/// Prints the case as it is written in `regressions.rs`.
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        writeln!(f, "Case::new(\n    {:?},\n    &[", self.setup)?;
+        for step in &self.steps {
+            writeln!(f, "        {step:?},")?;
+        }
+        write!(f, "    ],\n)")
+    }
+}
+
+/// A device and an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setup {
+    /// Shards: 1 or 3.
+    pub shards: usize,
+    /// Frames a shard.
+    pub frames: u64,
+    /// Mappings: 1 or 2.
+    pub mappings: usize,
+    /// Entries of each queue.
+    pub queue_entries: u16,
+    /// MDTS of the device, in powers of two of a page; 0 for none.
+    pub mdts: u8,
+    /// NOIOB of the device, in blocks; 0 for none.
+    pub noiob_blocks: u16,
+    /// AWUPF of the device, in blocks, zero-based.
+    pub awupf_z: u16,
+    /// Bytes a block: 512 or 4096.
+    pub block_bytes: u32,
+    /// Whether the device has a volatile write cache.
+    pub write_cache: WriteCache,
+    /// Share of frames, in percent, from which on the flusher writes.
+    pub background_percent: u8,
+}
+
+/// Whether completed writes may be lost with the power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WriteCache {
+    /// They may, until a Flush.
+    Volatile,
+    /// They may not.
+    None,
+}
+
+impl Setup {
+    pub(crate) fn device(&self) -> EmulatedConfig {
+        let size_bytes = MAPPING_SPACE * self.mappings as u64;
+        EmulatedConfig {
+            namespaces: vec![NamespaceConfig::new(size_bytes, self.block_bytes)],
+            mdts: self.mdts,
+            noiob_blocks: self.noiob_blocks,
+            awupf_z: self.awupf_z,
+            volatile_write_cache: self.write_cache == WriteCache::Volatile,
+            ..fragile(size_bytes)
+        }
+    }
+
+    pub(crate) fn engine(&self) -> EngineOptions {
+        EngineOptions {
+            shards: self.shards,
+            queue_entries: self.queue_entries,
+            dirty_background_percent: self.background_percent,
+            pin_wait: PIN_WAIT,
+            command_timeout: COMMAND_TIMEOUT,
+            requests_max: 64,
+            ..options(self.frames * self.shards as u64)
+        }
+    }
+
+    pub(crate) fn mapping(&self, mapping: usize) -> MappingOptions {
+        let last_bytes = if self.block_bytes == 512 { TAIL_BLOCKS * 512 } else { PAGE };
+        MappingOptions {
+            namespace: 1,
+            start_bytes: MAPPING_SPACE * mapping as u64,
+            len_bytes: Some((WINDOW_STARTS[1] + WINDOW_PAGES - 1) * PAGE + last_bytes),
+        }
+    }
+
+    /// Bytes of a page of the model: the last of a mapping may be short.
+    pub(crate) fn page_bytes(&self, page: usize) -> u64 {
+        if page + 1 == PAGES && self.block_bytes == 512 { TAIL_BLOCKS * 512 } else { PAGE }
+    }
+
+    /// Whether the device's boundary runs through pages, so that one page may take several commands.
+    pub(crate) fn splits_pages(&self) -> bool {
+        !(u32::from(self.noiob_blocks) * self.block_bytes).is_multiple_of(PAGE as u32)
+    }
+
+    /// Bytes that survive a power cut whole or not at all: what one command carries of an atomic unit.
+    pub(crate) fn unit_bytes(&self) -> u64 {
+        let block = u64::from(self.block_bytes);
+        if self.splits_pages() { block } else { (block * (u64::from(self.awupf_z) + 1)).min(PAGE) }
+    }
+
+    /// Bytes of the model from `at` on, at most `len` of them, within one window and within the mapping.
+    pub(crate) fn clip(&self, at: u32, len: u32) -> Range<u64> {
+        let window_bytes = WINDOW_PAGES * PAGE;
+        let at = u64::from(at) % (2 * window_bytes);
+        let window_end = if at < window_bytes {
+            window_bytes
+        } else {
+            2 * window_bytes - PAGE + self.page_bytes(PAGES - 1)
+        };
+        let at = at.min(window_end - 1);
+        at..(at + u64::from(len.max(1))).min(window_end)
+    }
+}
+
+/// Where a byte of the model lies in its mapping.
+pub(crate) fn file_offset(at: u64) -> u64 {
+    let window = at / (WINDOW_PAGES * PAGE);
+    WINDOW_STARTS[window as usize] * PAGE + at % (WINDOW_PAGES * PAGE)
+}
+
+/// The page of the mapping that a page of the model is.
+pub(crate) fn file_page(page: usize) -> u64 {
+    file_offset(page as u64 * PAGE) / PAGE
+}
+
+/// Mapping and page of the model at a byte of the device; `None` outside.
+pub(crate) fn page_at(device_byte: u64) -> Option<(usize, usize)> {
+    let (mapping, page) = (device_byte / MAPPING_SPACE, device_byte % MAPPING_SPACE / PAGE);
+    WINDOW_STARTS.iter().enumerate().find_map(|(window, &start)| {
+        let within = page.checked_sub(start).filter(|&within| within < WINDOW_PAGES)?;
+        Some((mapping as usize, window * WINDOW_PAGES as usize + within as usize))
+    })
+}
+
+/// What a run does next. `on` is a handle, `op` an operation in flight counted from the newest, `at` and `len` are bytes of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "what the fields are is said once, above")]
+pub enum Step {
+    /// Starts a write.
+    Write { on: u8, at: u32, len: u32 },
+    /// Starts a read.
+    Read { on: u8, at: u32, len: u32 },
+    /// Asks for a shared pin, held until it is released.
+    Pin { on: u8, page: u8 },
+    /// Asks for an exclusive pin, held until it is released; its holder changes so many bytes.
+    PinMut { on: u8, page: u8, change: u16 },
+    /// Starts a sync of the whole mapping.
+    Sync { on: u8 },
+    /// Starts a sync of a range.
+    SyncRange { on: u8, at: u32, len: u32 },
+    /// Starts a discard.
+    Discard { on: u8, at: u32, len: u32 },
+    /// Clones a handle.
+    Clone { on: u8 },
+    /// Drops a handle.
+    Drop { on: u8 },
+    /// Opens a mapping, perhaps once more.
+    Open { mapping: u8 },
+    /// Starts closing a handle's mapping.
+    Close { on: u8 },
+    /// Lets a pin go, the first that is held from this one on.
+    Release { op: u8 },
+    /// Polls an operation.
+    Poll { op: u8 },
+    /// Drops the future of an operation.
+    Abandon { op: u8 },
+    /// Drives everything until an operation has ended.
+    Finish { op: u8 },
+    /// One step of one shard.
+    Shard { shard: u8 },
+    /// Polls shards and operations until nothing happens any more; the clock stands.
+    Settle,
+    /// Lets time pass.
+    Time { us: u32 },
+    /// Injects a fault.
+    Fault(Trouble),
+    /// Takes all faults back. A device that has stopped stays so.
+    Mend,
+    /// Cuts the power, and goes on with a new engine on what survived.
+    Cut { seed: u16, notice: Notice },
+    /// The process dies, the device doesn't: goes on with a new engine.
+    Kill,
+}
+
+/// Whether the engine lives on for a while after the power was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// It is gone at once.
+    No,
+    /// It finds its device gone, and has to end everything with an error.
+    Yes,
+}
+
+/// Kinds of I/O commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Read.
+    Read,
+    /// Write.
+    Write,
+    /// Flush.
+    Flush,
+    /// Write Zeroes.
+    WriteZeroes,
+}
+
+impl Command {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Read, Self::Write, Self::Flush, Self::WriteZeroes];
+}
+
+/// A fault as a step injects it: after `skip` commands of its kind, on the next `times`; `late_us` says how late a command
+/// fails that is carried out, 0 for one that fails at once and isn't.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "what the fields are is said once, above")]
+pub enum Trouble {
+    /// Writes fail, and may be tried again.
+    WriteTransient { skip: u8, times: u8 },
+    /// Writes fail for good, at once or, though carried out, after a while.
+    WriteFatal { skip: u8, times: u8, late_us: u32 },
+    /// A block can't be written, ever.
+    Media { mapping: u8, page: u8 },
+    /// Reads fail.
+    Read { skip: u8, times: u8 },
+    /// A flush fails, at once or after a while.
+    Flush { skip: u8, late_us: u32 },
+    /// Write Zeroes fails, at once or, though carried out, after a while.
+    Zeroes { skip: u8, times: u8, late_us: u32 },
+    /// Commands take their time.
+    Delay { command: Command, skip: u8, times: u8, us: u32 },
+    /// A command is lost inside the device.
+    Lose { command: Command, skip: u8 },
+    /// The device takes commands, and never answers one again.
+    Stop,
+}

@@ -1,0 +1,253 @@
+//! The device's side: faults are injected, and what the device has seen is taken in.
+
+use std::time::Duration;
+
+use foliant_nvme_emulated::{Action, Fault as DeviceFault, Match};
+use foliant_nvme_spec::{NvmOpcode, Status, StatusCode};
+
+use super::case::{self, Command, MAPPING_SPACE, PAGE, PAGES, Trouble, WriteCache, file_page};
+use super::content::{Moment, Page};
+use super::device_log::{Entry, Extent, Flight, What};
+use super::operations::{Kind, pages_of};
+use super::rules::{Fault, Rule};
+use super::telling::{self, Owed};
+use super::violated;
+use super::world::World;
+
+impl World {
+    pub(super) fn inject(&mut self, trouble: Trouble) {
+        let status = |code| Status::of(code);
+        let io = |opcode, skip: u8, times: u8| Match::io(opcode).after(u64::from(skip), u64::from(times));
+        let failing = |status: Status, late_us: u32| match late_us {
+            0 => Action::Status(status),
+            late_us => Action::FailLate { delay: Duration::from_micros(u64::from(late_us)), status },
+        };
+        let (matching, action) = match trouble {
+            Trouble::WriteTransient { skip, times } => {
+                (io(NvmOpcode::WRITE, skip, times), Action::Status(status(StatusCode::COMMAND_INTERRUPTED)))
+            }
+            Trouble::WriteFatal { skip, times, late_us } => (
+                io(NvmOpcode::WRITE, skip, times),
+                failing(status(StatusCode::INTERNAL_ERROR).with_dnr(true), late_us),
+            ),
+            Trouble::Media { mapping, page } => {
+                let mapping = usize::from(mapping) % self.setup.mappings;
+                let byte = MAPPING_SPACE * mapping as u64 + file_page(usize::from(page) % PAGES) * PAGE;
+                let lba = byte / u64::from(self.setup.block_bytes);
+                let matching = Match::io(NvmOpcode::WRITE).touching(lba, lba);
+                (matching, Action::Status(status(StatusCode::WRITE_FAULT).with_dnr(true)))
+            }
+            Trouble::Read { skip, times } => (
+                io(NvmOpcode::READ, skip, times),
+                Action::Status(status(StatusCode::UNRECOVERED_READ_ERROR).with_dnr(true)),
+            ),
+            Trouble::Flush { skip, late_us } => (
+                io(NvmOpcode::FLUSH, skip, 1),
+                failing(status(StatusCode::INTERNAL_ERROR).with_dnr(true), late_us),
+            ),
+            Trouble::Zeroes { skip, times, late_us } => (
+                io(NvmOpcode::WRITE_ZEROES, skip, times),
+                failing(status(StatusCode::INTERNAL_ERROR).with_dnr(true), late_us),
+            ),
+            Trouble::Delay { command, skip, times, us } => {
+                (io(opcode(command), skip, times), Action::Delay(Duration::from_micros(u64::from(us))))
+            }
+            Trouble::Lose { command, skip } => (io(opcode(command), skip, 1), Action::Drop),
+            Trouble::Stop => {
+                self.bed.device.clear_faults();
+                self.life.stopped = true;
+                (Match::default(), Action::Drop)
+            }
+        };
+        self.bed.device.inject(DeviceFault { matching, action });
+    }
+
+    /// Takes in what the device has seen.
+    pub(crate) fn absorb(&mut self) {
+        for entry in self.log.take() {
+            let now = self.now();
+            match entry.what {
+                What::Struck(action) => self.struck(&entry, action),
+                What::Started { astray_bytes } => self.started(&entry, astray_bytes, now),
+                What::Completed(status) => self.completed(&entry, status, now),
+            }
+        }
+        let log = &self.log;
+        let settled: Vec<_> = self.life.unsettled.extract_if(.., |(qid, ..)| log.is_idle(*qid)).collect();
+        for (_, mapping, status) in settled {
+            // Who has been told meanwhile may have been told of this one.
+            let owed = telling::owed_after_failed_write(status);
+            let modelled = &mut self.mappings[mapping];
+            let states = self.handle_states.iter_mut().filter(|handle| handle.mapping == mapping);
+            for state in states.map(|handle| &mut handle.owed).chain([&mut modelled.unseen]) {
+                *state = (*state).max(if *state == Owed::No { Owed::Perhaps } else { owed });
+            }
+        }
+    }
+
+    pub(super) fn struck(&mut self, entry: &Entry, action: Action) {
+        let fault = match (action, entry.opcode) {
+            (Action::Delay(_), _) => Fault::Delay,
+            (Action::Drop, _) if self.life.stopped => Fault::Stopped,
+            (Action::Drop, _) => Fault::Lost,
+            (_, NvmOpcode::READ) => Fault::Read,
+            (_, NvmOpcode::FLUSH) => Fault::Flush,
+            (_, NvmOpcode::WRITE_ZEROES) => Fault::Zeroes,
+            (Action::Status(status) | Action::FailLate { status, .. }, _) => match status.code() {
+                StatusCode::COMMAND_INTERRUPTED => Fault::WriteTransient,
+                StatusCode::WRITE_FAULT => Fault::Media,
+                _ => Fault::WriteFatal,
+            },
+        };
+        self.life.struck.add(fault);
+        self.ops.iter_mut().for_each(|op| op.lived.struck = true);
+        self.life.doomed |= action == Action::Drop;
+        if entry.opcode == NvmOpcode::FLUSH {
+            self.life.flushes += u64::from(!matches!(action, Action::Delay(_) | Action::FailLate { .. }));
+        }
+        if entry.opcode == NvmOpcode::WRITE && matches!(action, Action::Status(_) | Action::Drop) {
+            self.note_write(entry);
+        }
+        if entry.opcode == NvmOpcode::WRITE_ZEROES && !matches!(action, Action::Delay(_)) {
+            self.zeroes_struck(entry.extent);
+        }
+    }
+
+    /// A Write Zeroes isn't carried out, or nobody learns that it was: pages whose folios are gone may read as the device
+    /// has them, until they are overwritten.
+    pub(super) fn zeroes_struck(&mut self, extent: Extent) {
+        let mapping = (extent.start / MAPPING_SPACE) as usize;
+        let mut pages = Vec::new();
+        for op in &mut self.ops {
+            if let Kind::Discard { range, zeroes_failed } = &mut op.kind
+                && op.mapping == mapping
+            {
+                *zeroes_failed = true;
+                pages.extend(pages_of(range));
+            }
+        }
+        pages.extend(
+            self.zombies.iter().filter(|zombie| zombie.1 == mapping).flat_map(|zombie| zombie.2.clone()),
+        );
+        for page in pages {
+            let image = self.image(mapping, page);
+            self.mappings[mapping].pages[page].may_read_as(&image);
+        }
+    }
+
+    /// What the device holds of a page, as a read would see it.
+    pub(crate) fn image(&self, mapping: usize, page: usize) -> Vec<u8> {
+        let mut bytes = vec![0; self.setup.page_bytes(page) as usize];
+        let start = MAPPING_SPACE * mapping as u64 + file_page(page) * PAGE;
+        self.bed.device.read_image(1, start, &mut bytes).expect("the page lies on the device");
+        bytes
+    }
+
+    pub(super) fn started(&mut self, entry: &Entry, astray_bytes: u64, now: Moment) {
+        let Entry { key, opcode, extent, .. } = *entry;
+        if matches!(opcode, NvmOpcode::READ | NvmOpcode::WRITE) {
+            if astray_bytes > 0 {
+                violated(
+                    Rule::Wb41,
+                    format!("{opcode:?} of {extent:?}: {astray_bytes} bytes lie in no frame of its pages"),
+                );
+            }
+            self.met(Rule::Wb41);
+        }
+        match opcode {
+            NvmOpcode::WRITE => {
+                self.check_write_started(extent);
+                self.note_write(entry);
+            }
+            NvmOpcode::WRITE_ZEROES => self.check_zeroes_started(extent),
+            NvmOpcode::FLUSH => {
+                self.life.flushes += 1;
+                if self.setup.write_cache == WriteCache::None {
+                    violated(Rule::Wb21, "a flush, though there is no volatile write cache".to_owned());
+                }
+            }
+            _ => {}
+        }
+        self.log.started(key, Flight { opcode, extent, started: now });
+    }
+
+    pub(super) fn note_write(&mut self, entry: &Entry) {
+        if let Some(quiet) = &mut self.quiet
+            && entry.extent.start / MAPPING_SPACE == quiet.mapping as u64
+        {
+            quiet.writes.push((entry.key.0, entry.extent));
+        }
+    }
+
+    pub(super) fn completed(&mut self, entry: &Entry, status: Status, now: Moment) {
+        let flight = self.log.completed(entry.key);
+        let mapping = (entry.extent.start / MAPPING_SPACE) as usize;
+        match entry.opcode {
+            NvmOpcode::FLUSH if status.is_success() => {
+                self.life.flushed = self.life.flushed.max(flight.map_or(0, |flight| flight.started));
+            }
+            NvmOpcode::FLUSH => self.life.latched |= telling::latches(status),
+            NvmOpcode::READ if !status.is_success() => {
+                let ops = self.ops.iter_mut().filter(|op| op.mapping == mapping);
+                ops.for_each(|op| op.lived.read_failed = true);
+            }
+            NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES if status.is_success() => {
+                let started = flight.map_or(0, |flight| flight.started);
+                self.each_page(entry.extent, |page, first, last| {
+                    page.written[first..last].fill(started);
+                    page.write_completed = now;
+                });
+            }
+            NvmOpcode::WRITE => {
+                self.each_page(entry.extent, |page, _, _| page.write_failed = now);
+                let owed = telling::owed_after_failed_write(status);
+                if self.setup.splits_pages() && !self.log.is_idle(entry.key.0) {
+                    // The run's other commands may still be on their way; its end is what is told.
+                    self.write_failed(mapping, Owed::Perhaps);
+                    self.life.unsettled.push((entry.key.0, mapping, status));
+                } else {
+                    self.write_failed(mapping, owed);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Calls `each` with every page of the model in an extent, and with which eighths of it.
+    pub(super) fn each_page(&mut self, extent: Extent, mut each: impl FnMut(&mut Page, usize, usize)) {
+        let mut at = extent.start;
+        while at < extent.end() {
+            let end = (at / PAGE + 1) * PAGE;
+            if let Some((mapping, page)) = case::page_at(at) {
+                let (first, last) = (at % PAGE / 512, (end.min(extent.end()) - 1) % PAGE / 512 + 1);
+                each(&mut self.mappings[mapping].pages[page], first as usize, last as usize);
+            }
+            at = end;
+        }
+    }
+
+    pub(crate) fn pages_at(&self, extent: Extent) -> Vec<(usize, usize)> {
+        let first = extent.start / PAGE;
+        (first..extent.end().div_ceil(PAGE)).filter_map(|page| case::page_at(page * PAGE)).collect()
+    }
+
+    /// A failed writeback of a mapping: every handle is owed it.
+    pub(super) fn write_failed(&mut self, mapping: usize, owed: Owed) {
+        for handle in self.handle_states.iter_mut().filter(|handle| handle.mapping == mapping) {
+            handle.owed = handle.owed.max(owed);
+        }
+        let modelled = &mut self.mappings[mapping];
+        modelled.unseen = modelled.unseen.max(owed);
+        modelled.had_event = true;
+        self.ops.iter_mut().filter(|op| op.mapping == mapping).for_each(|op| op.lived.write_failed = true);
+    }
+}
+
+fn opcode(command: Command) -> NvmOpcode {
+    match command {
+        Command::Read => NvmOpcode::READ,
+        Command::Write => NvmOpcode::WRITE,
+        Command::Flush => NvmOpcode::FLUSH,
+        Command::WriteZeroes => NvmOpcode::WRITE_ZEROES,
+    }
+}

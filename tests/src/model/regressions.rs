@@ -1,0 +1,84 @@
+//! Cases that failed once. They are run before any others; a new one is pasted here as the failing run printed it.
+
+use super::Case;
+use super::case::Setup;
+use super::case::Step::{
+    Abandon, Discard, Fault, Finish, Kill, Pin, PinMut, Read, Release, Settle, Sync, Time, Write,
+};
+use super::case::Trouble::{WriteFatal, Zeroes};
+use super::case::WriteCache::{None as NoCache, Volatile};
+
+const PLAIN: Setup = Setup {
+    shards: 1,
+    frames: 55,
+    mappings: 1,
+    queue_entries: 64,
+    mdts: 0,
+    noiob_blocks: 0,
+    awupf_z: 0,
+    block_bytes: 512,
+    write_cache: Volatile,
+    background_percent: 50,
+};
+
+/// Their names, and the cases.
+#[must_use]
+pub fn all() -> Vec<(&'static str, Case)> {
+    vec![
+        ("a sync that fails by a pin takes the event of a failed write with it", failed_write_behind_a_pin()),
+        ("a discard that gives up leaves pages as the device last had them", discard_that_gives_up()),
+        ("what a killed process left in flight is lost without a write cache", zeroes_in_flight_at_a_kill()),
+    ]
+}
+
+fn failed_write_behind_a_pin() -> Case {
+    Case::new(
+        PLAIN,
+        &[
+            PinMut { on: 0, page: 19, change: 700 },
+            Settle,
+            Release { op: 0 },
+            Write { on: 0, at: 75264, len: 4096 },
+            PinMut { on: 0, page: 19, change: 700 },
+            Fault(WriteFatal { skip: 0, times: 1, late_us: 0 }),
+            Write { on: 0, at: 0, len: 1 },
+            Read { on: 0, at: 0, len: 1 },
+            Settle,
+            Sync { on: 0 },
+            Pin { on: 0, page: 0 },
+            Finish { op: 1 },
+        ],
+    )
+}
+
+fn discard_that_gives_up() -> Case {
+    Case::new(
+        PLAIN,
+        &[
+            Write { on: 0, at: 253_952, len: 16384 },
+            Time { us: 1 },
+            PinMut { on: 0, page: 66, change: 1 },
+            Sync { on: 0 },
+            Settle,
+            Write { on: 0, at: 266_240, len: 1 },
+            Discard { on: 0, at: 266_240, len: 12288 },
+            Finish { op: 0 },
+        ],
+    )
+}
+
+fn zeroes_in_flight_at_a_kill() -> Case {
+    Case::new(
+        Setup { write_cache: NoCache, ..PLAIN },
+        &[
+            PinMut { on: 0, page: 30, change: 4096 },
+            Settle,
+            Abandon { op: 0 },
+            Fault(Zeroes { skip: 0, times: 1, late_us: 1 }),
+            Sync { on: 0 },
+            Discard { on: 0, at: 110_592, len: 19527 },
+            Settle,
+            Kill,
+        ],
+    )
+}
