@@ -219,11 +219,19 @@ impl Engine {
                 shape: shape(slot),
                 errors: Default::default(),
                 durability: inner.durability[&options.namespace].clone(),
+                retry: options.retry,
+                writeback: inner.links.iter().map(|_| Default::default()).collect(),
                 closed: AtomicBool::new(false),
                 dropped: AtomicBool::new(false),
             })?;
         // The handle exists from here on, so that an error below drops it.
         let mapping = Mapping::new(inner.clone(), opened.clone(), readahead);
+        if opened.retry != options.retry {
+            return wrong(format!(
+                "the same range is open with retry: {:?}; every handle of a mapping has the same policy",
+                opened.retry
+            ));
+        }
         // Every handle's opener tells every shard: another one may be on its way still, or have been dropped.
         for link in &inner.links {
             link.request(Request::Open(opened.clone())).await?;
@@ -252,6 +260,8 @@ impl Engine {
             stats.requests += link.requests.load(Ordering::Relaxed);
             let dirty = link.cache.marked.iter().map(|marked| u64::from(marked.dirty()));
             stats.dirty_pages += dirty.sum::<u64>();
+            let poisoned = link.cache.marked.iter().map(|marked| u64::from(marked.poisoned()));
+            stats.poisoned_pages += poisoned.sum::<u64>();
         }
         stats.metadata_bytes = self.inner.fixed_metadata_bytes + stats.tag_nodes * TagTree::NODE_BYTES as u64;
         stats
@@ -318,6 +328,13 @@ impl Engine {
         }
         drop(shards);
         self.stop();
+        let dirty = self.stats().dirty_pages;
+        if dirty > 0 {
+            tracing::warn!(
+                dirty,
+                "the engine was closed with pages that could not be written: they are lost"
+            );
+        }
         match self.controller.take().map(Controller::shutdown) {
             Some(Err(error)) => result.and(Err(error.into())),
             _ => result,

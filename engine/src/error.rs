@@ -96,6 +96,51 @@ pub enum Error {
         /// How long the request waited.
         waited: Duration,
     },
+    /// Something isn't done yet and may be when it is asked again: a command failed in passing and the mapping is
+    /// [soft](crate::RetryPolicy::Soft), or the callback of an integrity pass put a page off each time it was asked.
+    #[error(
+        "page {page} of the mapping has not been {} yet: {}; try again",
+        if *operation == Operation::Read { "read" } else { "written" },
+        match cause {
+            Some(cause) => format!("the device failed the command in passing ({cause})"),
+            None => "the pass's user put it off each time".to_owned(),
+        }
+    )]
+    TryAgain {
+        /// What was to be done.
+        operation: Operation,
+        /// Page index within the mapping; of several pages the first.
+        page: u64,
+        /// The device's status, where it was the device.
+        #[source]
+        cause: Option<CommandError>,
+    },
+    /// A pass, or a sync, was begun in the reclaim context (WB-10).
+    #[error(
+        "writeback was begun in the reclaim context, where writing may need the very memory that is short; ask the          flusher by Mapping::request_writeback instead, and write from another context"
+    )]
+    ReclaimContext,
+    /// A request to the engine was made inside a pass's callback, which runs on the shard that would have to serve it.
+    #[error(
+        "a request to the engine was made inside the callback of a writeback pass; answer the callback from what is at          hand, and make requests from another thread"
+    )]
+    InsidePass,
+    /// The callback of a pass panicked: the pass ended there, and its folio is dirty still.
+    #[error("the callback of a writeback pass panicked at page {page} of the mapping: {message}")]
+    CallbackPanicked {
+        /// Page index within the mapping.
+        page: u64,
+        /// What the panic said.
+        message: Arc<str>,
+    },
+    /// A byte range ends before it begins.
+    #[error("the range {start}..{end} ends before it begins")]
+    InvertedRange {
+        /// Its first byte.
+        start: u64,
+        /// The byte after its last.
+        end: u64,
+    },
     /// A byte range reaches outside its mapping.
     #[error("bytes {offset}..{} lie outside the mapping of {len_bytes} bytes", offset.saturating_add(*count))]
     OutOfRange {
@@ -164,9 +209,12 @@ impl From<DriverError> for Error {
 impl From<Error> for std::io::Error {
     fn from(error: Error) -> Self {
         let kind = match &error {
-            Error::OutOfRange { .. } | Error::Mapping { .. } | Error::Option { .. } | Error::Uri { .. } => {
-                std::io::ErrorKind::InvalidInput
-            }
+            Error::OutOfRange { .. }
+            | Error::InvertedRange { .. }
+            | Error::Mapping { .. }
+            | Error::Option { .. }
+            | Error::Uri { .. } => std::io::ErrorKind::InvalidInput,
+            Error::TryAgain { .. } => std::io::ErrorKind::WouldBlock,
             Error::CacheFull { .. } | Error::PinnedTooLong { .. } | Error::TooManyRequests { .. } => {
                 std::io::ErrorKind::TimedOut
             }

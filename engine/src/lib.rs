@@ -52,12 +52,18 @@ pub use device::transport;
 pub use engine::Engine;
 pub use error::{Error, Operation, Result};
 pub use foliant_nvme::{ArenaBacking, CommandError, ControllerIdentity, Iova, Lba, Namespace, Wakeup};
-pub use mapping::{Mapping, MappingOptions};
+pub use mapping::{Mapping, MappingOptions, RetryPolicy};
 pub use options::{EngineOptions, Hugepages, ShardThreads};
 pub use pin::{PagePin, PagePinMut};
 pub use shard::{Shard, Step};
 pub use stats::EngineStats;
+pub use writeback::callback::{Disposition, WritebackCallback};
+pub use writeback::control::{
+    Context, PassEnd, Reason, SyncMode, WritebackControl, WritebackOutcome, WritebackRange,
+};
 pub use writeback::events::WRITEBACK_TARGET;
+pub use writeback::guard::ReclaimScope;
+pub use writeback::pass::{DirtyFolio, LockedFolio, Pass, PassStep, WritebackPass};
 
 /// The README's example compiles.
 #[cfg(doctest)]

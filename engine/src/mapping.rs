@@ -6,7 +6,7 @@ use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 
 use crate::cache::errseq::ErrorCursor;
@@ -18,7 +18,15 @@ use crate::pin::{PagePin, PagePinMut};
 use crate::reply::{GRANTS_MAX, Grants, block_on};
 use crate::shard::link::{RequestFuture, ShardLink};
 use crate::shard::open::OpenMapping;
+use crate::shard::passes::PassOrder;
 use crate::shard::request::{Request, Want};
+use crate::writeback::callback::{self, Callback, WritebackCallback};
+use crate::writeback::control::{
+    Context, PassEnd, SyncMode, WritebackControl, WritebackOutcome, WritebackRange,
+};
+use crate::writeback::guard;
+#[cfg(doc)]
+use crate::writeback::pass::DirtyFolio;
 pub(crate) use readahead::HandleReadahead;
 
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -45,6 +53,19 @@ pub struct MappingOptions {
     /// The most bytes that this handle, and its clones, read ahead of a sequential reader at once: a multiple of
     /// `page_bytes`, at most 4 MiB; 0 switches readahead off. A window never takes more than an eighth of a shard's frames.
     pub readahead_bytes_max: u32,
+    /// Who waits while a command that failed in passing is tried again.
+    pub retry: RetryPolicy,
+}
+
+/// Whether callers wait while the engine tries a command again that failed in passing (WB-22).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RetryPolicy {
+    /// They wait: of a failure that a retry mends nobody hears.
+    #[default]
+    Hard,
+    /// They get [`Error::TryAgain`] at once. A read isn't tried again by itself; a write is, and stays dirty or under
+    /// writeback meanwhile, so that a later sync covers it.
+    Soft,
 }
 
 impl MappingOptions {
@@ -63,6 +84,7 @@ impl Default for MappingOptions {
             len_bytes: None,
             page_bytes: PAGE_BYTES as u32,
             readahead_bytes_max: 512 << 10,
+            retry: RetryPolicy::default(),
         }
     }
 }
@@ -80,6 +102,8 @@ pub struct Mapping {
     open: Arc<OpenMapping>,
     told: ErrorCursor,
     readahead: HandleReadahead,
+    /// Passes with a budget that this handle began: each asks another shard first.
+    passes: AtomicU32,
 }
 
 impl fmt::Debug for Mapping {
@@ -110,7 +134,7 @@ impl Drop for Mapping {
 impl Mapping {
     pub(crate) fn new(engine: Arc<EngineInner>, open: Arc<OpenMapping>, readahead: HandleReadahead) -> Self {
         let told = open.errors.sample();
-        Self { engine, open, told, readahead }
+        Self { engine, open, told, readahead, passes: AtomicU32::new(0) }
     }
 
     /// Length in bytes.
@@ -285,28 +309,152 @@ impl Mapping {
     /// As `sync_range`.
     pub async fn sync_range_async(&self, range: Range<u64>) -> Result<()> {
         self.check_open()?;
+        callback::check_outside()?;
+        guard::check(Context::Caller, self.open.shape.slot, &self.engine.links[0].counters)?;
         let pages = self.pages_of(range)?;
-        let durability = &self.open.durability;
-        durability.check()?;
+        self.open.durability.check()?;
         let slot = self.open.shape.slot;
-        // A shard without DIRTY or WRITEBACK pages of this mapping has nothing to say.
-        let concerned = |link: &ShardLink| link.cache.marked[slot as usize].any();
         let request = || Request::Sync { mapping: slot, pages: pages.clone() };
-        let written = self.ask_shards(concerned, request).await;
+        let written = self.ask_shards(|link| self.concerns(link), request).await;
+        self.make_durable(written).await.map(drop)
+    }
+
+    /// Whether a shard has DIRTY or WRITEBACK pages of this mapping; one without has nothing to say.
+    fn concerns(&self, link: &ShardLink) -> bool {
+        link.cache.marked[self.open.shape.slot as usize].any()
+    }
+
+    /// The end of a sync whose writes have ended: the commit, and what this handle hasn't been told yet.
+    async fn make_durable(&self, written: Result<WritebackOutcome>) -> Result<WritebackOutcome> {
+        let durability = &self.open.durability;
         // Only now the flush: it covers what has completed before it is submitted (WB-29).
         let durable = match &written {
-            Ok(()) if !durability.is_settled() => self.commit().await,
-            Ok(()) => durability.check(),
+            Ok(_) if !durability.is_settled() => self.commit().await,
+            Ok(_) => durability.check(),
             Err(_) => Ok(()),
         };
-        match written.and(durable) {
+        match written.and_then(|outcome| durable.map(|()| outcome)) {
             // This says nothing of failed writebacks: what there is to tell of them is left to the next sync (WB-23).
             Err(error) if !matches!(error, Error::Device { .. }) => Err(error),
             result => {
                 let earlier = self.open.errors.check_and_advance(&self.told);
-                result.and(earlier.map_or(Ok(()), Err))
+                result.and_then(|outcome| earlier.map_or(Ok(outcome), Err))
             }
         }
+    }
+
+    /// Runs a writeback pass as `control` says, in every shard that holds dirty pages of this mapping.
+    ///
+    /// A background pass ([`WritebackControl::background`]) returns when what it takes is with the device; failures of
+    /// its writes are told by the next [`sync`](Self::sync). An integrity pass ([`WritebackControl::integrity`]) is a
+    /// sync: what it covers is durable when it returns `Ok`. A budget counts all shards together.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] and [`Error::InvertedRange`]; [`Error::Option`] for a budget of 0 or a cyclic integrity
+    /// pass; [`Error::ReclaimContext`] (WB-10); [`Error::InsidePass`]; [`Error::Device`] for a background pass when a
+    /// write failed while it ran; those of [`sync`](Self::sync) for an integrity pass.
+    pub fn writeback(&self, control: &WritebackControl) -> Result<WritebackOutcome> {
+        block_on(self.writeback_async(control))
+    }
+
+    /// As [`writeback`](Self::writeback), without blocking the thread.
+    ///
+    /// # Errors
+    /// As `writeback`.
+    pub async fn writeback_async(&self, control: &WritebackControl) -> Result<WritebackOutcome> {
+        self.run_pass(control, None).await
+    }
+
+    /// As [`writeback`](Self::writeback), asking `callback` for each folio whether it is written now
+    /// (`write_cache_pages`).
+    ///
+    /// The callback runs on the shard, which does nothing else meanwhile: it must be quick and must not wait for
+    /// anything. Requests to the engine from inside it end with [`Error::InsidePass`]; [`DirtyFolio::bytes`] has the
+    /// page. The same callback may be asked by several shards at once.
+    ///
+    /// # Errors
+    /// As `writeback`; [`Error::CallbackPanicked`]; [`Error::TryAgain`] when an integrity pass was told "not now" for a
+    /// page each time it asked (WB-09).
+    pub fn writeback_with(
+        &self,
+        control: &WritebackControl,
+        callback: &WritebackCallback,
+    ) -> Result<WritebackOutcome> {
+        block_on(self.writeback_with_async(control, callback))
+    }
+
+    /// As [`writeback_with`](Self::writeback_with), without blocking the thread.
+    ///
+    /// # Errors
+    /// As `writeback_with`.
+    pub async fn writeback_with_async(
+        &self,
+        control: &WritebackControl,
+        callback: &WritebackCallback,
+    ) -> Result<WritebackOutcome> {
+        self.run_pass(control, Some(Callback(callback.clone()))).await
+    }
+
+    /// Asks the flushers of the shards that hold dirty pages of this mapping to write, whatever the limits
+    /// (`wakeup_flusher_threads`). Never waits, never fails, and may be called from anywhere: it is what reclaim does
+    /// instead of writing (WB-10).
+    pub fn request_writeback(&self) {
+        self.engine.links.iter().filter(|link| self.concerns(link)).for_each(|link| link.request_writeback());
+    }
+
+    async fn run_pass(
+        &self,
+        control: &WritebackControl,
+        callback: Option<Callback>,
+    ) -> Result<WritebackOutcome> {
+        self.check_open()?;
+        let pages = self.pages_of_pass(control)?;
+        guard::check(control.context, self.open.shape.slot, &self.engine.links[0].counters)?;
+        let mapping = self.open.shape.slot;
+        let order = |control| Request::Writeback {
+            mapping,
+            order: PassOrder { control, pages: pages.clone(), callback: callback.clone() },
+        };
+        if control.sync_mode == SyncMode::All {
+            let written = self.ask_shards(|link| self.concerns(link), || order(control.clone())).await;
+            return self.make_durable(written).await;
+        }
+        let Some(pages_max) = control.pages_max else {
+            return self.ask_shards(|link| self.concerns(link), || order(control.clone())).await;
+        };
+        // One after the other, each with what the others left of the budget; another one first each time.
+        let mut outcome = WritebackOutcome::default();
+        let links = &self.engine.links;
+        let first = self.passes.fetch_add(1, Ordering::Relaxed) as usize;
+        for at in 0..links.len() {
+            let link = &links[(first + at) % links.len()];
+            if !self.concerns(link) {
+                continue;
+            }
+            if outcome.pages_written >= pages_max {
+                outcome.ended = outcome.ended.max(PassEnd::Budget);
+                break;
+            }
+            let control = control.clone().pages_max(pages_max - outcome.pages_written);
+            outcome.add(link.request(order(control)).await?.outcome);
+        }
+        Ok(outcome)
+    }
+
+    /// Checks what a pass is asked to do, and says which pages of the file that concerns.
+    pub(crate) fn pages_of_pass(&self, control: &WritebackControl) -> Result<Range<u64>> {
+        callback::check_outside()?;
+        control.check()?;
+        let pages = match &control.range {
+            WritebackRange::Whole | WritebackRange::Cyclic => 0..self.open.shape.pages(),
+            WritebackRange::Bytes(bytes) => self.pages_of(bytes.clone())?,
+        };
+        self.open.durability.check()?;
+        Ok(pages)
+    }
+
+    pub(crate) fn opened(&self) -> &Arc<OpenMapping> {
+        &self.open
     }
 
     /// Throws away what a byte range holds: afterwards it reads as zeros, and the device may reuse the space.
@@ -337,7 +485,7 @@ impl Mapping {
             let (slot, whole) = (self.open.shape.slot, first_whole..end_whole);
             let request = || Request::Discard { mapping: slot, pages: whole.clone() };
             match self.ask_shards(|_| true, request).await {
-                Ok(()) => {
+                Ok(_) => {
                     overwrite =
                         [range.start..first_whole * PAGE, (end_whole * PAGE).min(range.end)..range.end]
                 }
@@ -377,7 +525,7 @@ impl Mapping {
         self.open.closed.store(true, Ordering::SeqCst);
         let closed = self.ask_shards(|_| true, || Request::Close { mapping: slot }).await;
         match closed {
-            Ok(()) => {
+            Ok(_) => {
                 self.open.dropped.store(true, Ordering::SeqCst);
                 // What was dirtied after the sync was written by the close.
                 if self.open.durability.is_settled() { Ok(()) } else { self.commit().await }
@@ -681,14 +829,14 @@ impl Mapping {
 
     // ---- all shards -------------------------------------------------------------------------------------
 
-    /// Sends a request to every shard concerned, to [`ASKED_AT_ONCE`] at a time, waits for all, and returns the
-    /// first error.
+    /// Sends a request to every shard concerned, to [`ASKED_AT_ONCE`] at a time, waits for all, and returns what they
+    /// did, or the first error.
     async fn ask_shards(
         &self,
         concerned: impl Fn(&ShardLink) -> bool,
         request: impl Fn() -> Request,
-    ) -> Result<()> {
-        let mut result = Ok(());
+    ) -> Result<WritebackOutcome> {
+        let mut result = Ok(WritebackOutcome::default());
         for links in self.engine.links.chunks(ASKED_AT_ONCE) {
             let mut pending: [Option<RequestFuture<'_>>; ASKED_AT_ONCE] = [const { None }; ASKED_AT_ONCE];
             for (pending, link) in pending.iter_mut().zip(links) {
@@ -702,8 +850,10 @@ impl Mapping {
                         Poll::Pending => waiting = true,
                         Poll::Ready(reply) => {
                             *slot = None;
-                            if result.is_ok() {
-                                result = reply.map(drop);
+                            match (&mut result, reply) {
+                                (Ok(outcome), Ok(grants)) => outcome.add(grants.outcome),
+                                (Ok(_), Err(error)) => result = Err(error),
+                                (Err(_), _) => {}
                             }
                         }
                     }
@@ -755,12 +905,18 @@ impl Mapping {
     }
 
     fn pages_of(&self, range: Range<u64>) -> Result<Range<u64>> {
-        if range.start > range.end || range.end > self.len() {
-            let count = range.end.saturating_sub(range.start);
+        if range.start > range.end {
+            return Err(Error::InvertedRange { start: range.start, end: range.end });
+        }
+        if range.end > self.len() {
+            let count = range.end - range.start;
             return Err(Error::OutOfRange { offset: range.start, count, len_bytes: self.len() });
         }
         let block = self.open.shape.order.pages();
-        Ok(range.start / PAGE / block * block..range.end.div_ceil(PAGE).next_multiple_of(block))
+        let first = range.start / PAGE / block * block;
+        // No bytes are no pages, also amid one.
+        let end = if range.is_empty() { first } else { range.end.div_ceil(PAGE).next_multiple_of(block) };
+        Ok(first..end)
     }
 }
 

@@ -15,6 +15,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::cache::folio::FrameId;
 use crate::error::Result;
+use crate::writeback::control::WritebackOutcome;
 
 /// Pages that one request can ask for: what a `read_at` brings in with one message.
 pub(crate) const GRANTS_MAX: usize = 32;
@@ -37,7 +38,7 @@ pub(crate) enum Hold {
     Exclusive,
 }
 
-/// The folios that a shard granted: each is held for the requester, who releases it.
+/// What a shard did for a request: the folios that it granted, each held for the requester, who releases it.
 #[derive(Clone, Debug)]
 pub(crate) struct Grants {
     pub hold: Hold,
@@ -46,11 +47,19 @@ pub(crate) struct Grants {
     /// Bit *i* set: that page is held together with the one before it, as a part of the same folio.
     pub joined: u32,
     pub frames: [FrameId; GRANTS_MAX],
+    /// What a pass that was asked for came to.
+    pub outcome: WritebackOutcome,
 }
 
 impl Grants {
     pub(crate) fn none() -> Self {
-        Self { hold: Hold::Shared, mask: 0, joined: 0, frames: [FrameId(0); GRANTS_MAX] }
+        let outcome = WritebackOutcome::default();
+        Self { hold: Hold::Shared, mask: 0, joined: 0, frames: [FrameId(0); GRANTS_MAX], outcome }
+    }
+
+    /// The answer to who asked for a pass.
+    pub(crate) fn of_pass(outcome: WritebackOutcome) -> Self {
+        Self { outcome, ..Self::none() }
     }
 
     /// Grants the page at `position`, in `frame`.

@@ -74,6 +74,8 @@ macro_rules! counters {
             pub requests: u64,
             /// Pages dirty now.
             pub dirty_pages: u64,
+            /// Of those, pages whose last write failed for good.
+            pub poisoned_pages: u64,
             /// Frames of the cache.
             pub frames: u64,
             /// Pages read ahead whose folios somebody has read since.
@@ -125,22 +127,40 @@ counters! {
     /// Requests that doorbells have told the device of: one NVMe command each, several where a boundary of the device
     /// runs through it.
     commands,
+    /// Write commands that went through the volatile write cache (FUA), so that no flush was needed.
+    fua_commands,
     /// Integrity passes (`SyncMode::All`).
     passes_integrity,
-    /// Background passes (`SyncMode::None`) that wrote something.
+    /// Background passes (`SyncMode::None`).
     passes_background,
-    /// Passes begun for a sync, each over one mapping in one shard.
+    /// Passes for syncs.
     passes_sync,
-    /// Passes begun because more pages were dirty than the background limit.
-    passes_dirty_limit,
-    /// Passes begun because a request waited for a frame.
-    passes_frames_needed,
-    /// Passes begun because the flush interval had passed.
-    passes_interval,
-    /// Passes begun to write what a mapping that closes still had.
+    /// Passes for what was dirtied while a mapping was being closed.
     passes_close,
-    /// Passes refused because reclaim began them.
+    /// Passes since requests waited for frames, or reclaim asked.
+    passes_reclaim,
+    /// Passes since more pages were dirty than the background limit.
+    passes_dirty_limit,
+    /// Passes that callers asked for.
+    passes_caller,
+    /// Passes since pages had been dirty for the flush interval.
+    passes_expiry,
+    /// Passes over poisoned pages.
+    passes_poisoned,
+    /// Background passes that gave way to an integrity pass of the same mapping.
+    passes_taken,
+    /// Passes and syncs refused in the reclaim context.
     reclaim_guard_hits,
+    /// Syncs that shared another's pass.
+    syncs_merged,
+    /// Pages that a pass's user put off.
+    pages_postponed,
+    /// Commands submitted again after they had failed in passing.
+    command_retries,
+    /// Write commands for poisoned pages in the background.
+    poison_retries,
+    /// Dirty pages thrown away by discards.
+    pages_discarded,
     /// Background passes that returned at once because the device was congested.
     congestion_skips,
     /// Pauses of writers, because too many pages were dirty.

@@ -200,6 +200,14 @@ impl Bed {
         std::mem::take(&mut self.shards)
     }
 
+    /// One of the shards, for its owner's own passes.
+    ///
+    /// # Panics
+    /// When there is no such shard.
+    pub fn shard(&mut self, number: usize) -> &mut Shard {
+        &mut self.shards[number]
+    }
+
     /// Drops the shards, as an application does whose loop has ended.
     pub fn drop_shards(&mut self) {
         self.shards.clear();

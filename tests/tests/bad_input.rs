@@ -133,7 +133,7 @@ fn a_full_disk_fails_the_sync_and_loses_nothing() {
     let mut bed = Bed::new(EmulatedConfig::ram(1 << 20, 512), options(64));
     let mapping = bed.mapping();
     bed.run(mapping.write_at_async(0, &[7; 4096])).unwrap();
-    bed.fail(NvmOpcode::WRITE, 0, 1, Status::of(StatusCode::CAPACITY_EXCEEDED));
+    bed.fail(NvmOpcode::WRITE, 0, 1, Status::of(StatusCode::CAPACITY_EXCEEDED).with_dnr(true));
     let error = bed.run(mapping.sync_async()).unwrap_err().to_string();
     assert!(error.to_lowercase().contains("capacity"), "{error}");
     bed.run(mapping.sync_async()).unwrap();
@@ -146,7 +146,7 @@ fn a_full_disk_fails_the_sync_and_loses_nothing() {
 fn a_page_that_cannot_be_read_is_an_error_for_all_who_wait_and_is_tried_again() {
     let mut bed = Bed::new(EmulatedConfig::ram(1 << 20, 512), options(64));
     let mapping = bed.mapping();
-    bed.fail(NvmOpcode::READ, 0, 1, Status::of(StatusCode::UNRECOVERED_READ_ERROR));
+    bed.fail(NvmOpcode::READ, 0, 1, Status::of(StatusCode::UNRECOVERED_READ_ERROR).with_dnr(true));
     let mut buffer = [0; 8192];
     let mut first = Box::pin(mapping.read_at_async(4096, &mut buffer));
     let mut second = Box::pin(mapping.pin_async(1));

@@ -98,7 +98,7 @@ fn wb05_a_bad_block_of_one_mapping_does_not_keep_the_flusher_from_others() {
     let bad = bed.open(&range(0, MIB));
     let good = bed.open(&range(MIB, MIB));
     let matching = Match::io(NvmOpcode::WRITE).touching(0, 7);
-    let action = Action::Status(Status::of(StatusCode::WRITE_FAULT));
+    let action = Action::Status(Status::of(StatusCode::WRITE_FAULT).with_dnr(true));
     bed.device.inject(Fault { matching, action });
     bed.run(bad.write_at_async(0, &[1; 4096])).unwrap();
     bed.run(good.write_at_async(0, &[1; 4096])).unwrap();

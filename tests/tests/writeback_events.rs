@@ -169,15 +169,15 @@ fn wb20_each_pass_tells_its_reason_and_is_counted_by_it() {
         write(&mut bed, 0..10);
         bed.advance(Duration::from_secs(6));
     });
-    assert_eq!(reasons(&few), ["interval"]);
-    assert_eq!(of(&few, "writeback_start").next().unwrap().text("reason"), "interval");
+    assert_eq!(reasons(&few), ["expiry"]);
+    assert_eq!(of(&few, "writeback_start").next().unwrap().text("reason"), "expiry");
     assert_eq!(of(&few, "writeback_written").next().unwrap().number("pages"), 10);
     let many = told(|| write(&mut bed, 0..80));
     assert_eq!(reasons(&many)[0], "dirty_limit");
     let stats = bed.engine().stats();
-    assert_eq!((stats.passes_interval, stats.passes_sync), (1, 0));
+    assert_eq!((stats.passes_expiry, stats.passes_sync), (1, 0));
     assert!(stats.passes_dirty_limit > 0);
-    let counted = stats.passes_dirty_limit + stats.passes_interval + stats.passes_frames_needed;
+    let counted = stats.passes_dirty_limit + stats.passes_expiry + stats.passes_reclaim;
     assert_eq!(counted, (reasons(&few).len() + reasons(&many).len()) as u64);
 }
 

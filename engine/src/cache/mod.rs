@@ -20,7 +20,7 @@ pub(crate) mod table;
 pub(crate) mod tags;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use exclusion::{leaf_bit, leaf_bits};
 use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, ReadAhead, Released};
@@ -34,9 +34,12 @@ use tags::{Tag, TagNodes};
 pub(crate) const MAPPINGS_MAX: usize = 256;
 
 /// How many pages of one mapping in one shard are DIRTY (low half) and under WRITEBACK (high half): one word, so
-/// that a page on its way from one to the other is never missed.
+/// that a page on its way from one to the other is never missed. And how many of the dirty ones are POISONED.
 #[derive(Debug, Default)]
-pub(crate) struct MarkedPages(AtomicU64);
+pub(crate) struct MarkedPages {
+    counts: AtomicU64,
+    poisoned: AtomicU32,
+}
 
 impl MarkedPages {
     const DIRTY: u64 = 1;
@@ -44,37 +47,57 @@ impl MarkedPages {
 
     /// Whether a sync has anything to wait for here.
     pub(crate) fn any(&self) -> bool {
-        self.0.load(Ordering::SeqCst) != 0
+        self.counts.load(Ordering::SeqCst) != 0
     }
 
     /// Pages that are dirty.
     pub(crate) fn dirty(&self) -> u32 {
-        self.0.load(Ordering::Relaxed) as u32
+        self.counts.load(Ordering::Relaxed) as u32
+    }
+
+    /// Dirty pages whose last write failed for good.
+    pub(crate) fn poisoned(&self) -> u32 {
+        self.poisoned.load(Ordering::Relaxed)
+    }
+
+    /// Dirty pages that background writeback can make clean: what throttling and the flusher count (WB-23).
+    pub(crate) fn writable(&self) -> u32 {
+        self.dirty().saturating_sub(self.poisoned())
     }
 
     /// Pages under writeback.
     pub(crate) fn writeback(&self) -> u32 {
-        (self.0.load(Ordering::Relaxed) >> 32) as u32
+        (self.counts.load(Ordering::Relaxed) >> 32) as u32
     }
 
     /// `count` more are dirty; by the thread that dirties, before its pin is released. Returns how many were.
     fn dirtied(&self, count: u32) -> u32 {
-        self.0.fetch_add(Self::DIRTY * u64::from(count), Ordering::SeqCst) as u32
+        self.counts.fetch_add(Self::DIRTY * u64::from(count), Ordering::SeqCst) as u32
     }
 
     /// `count` dirty ones are clean, or gone.
     fn cleaned(&self, count: u32) {
-        self.0.fetch_sub(Self::DIRTY * u64::from(count), Ordering::SeqCst);
+        self.counts.fetch_sub(Self::DIRTY * u64::from(count), Ordering::SeqCst);
     }
 
     /// `count` dirty ones have gone under writeback.
     fn writeback_started(&self, count: u32) {
-        self.0.fetch_add((Self::WRITEBACK - Self::DIRTY) * u64::from(count), Ordering::SeqCst);
+        self.counts.fetch_add((Self::WRITEBACK - Self::DIRTY) * u64::from(count), Ordering::SeqCst);
+    }
+
+    /// These dirty ones of a leaf are poisoned.
+    fn poison(&self, pages: u64) {
+        self.poisoned.fetch_add(pages.count_ones(), Ordering::Relaxed);
+    }
+
+    /// These poisoned ones of a leaf are under writeback, or gone.
+    fn recovered(&self, pages: u64) {
+        self.poisoned.fetch_sub(pages.count_ones(), Ordering::Relaxed);
     }
 
     /// `count` have ended writeback; those whose write failed were counted dirty before.
     fn writeback_ended(&self, count: u64) {
-        self.0.fetch_sub(Self::WRITEBACK * count, Ordering::SeqCst);
+        self.counts.fetch_sub(Self::WRITEBACK * count, Ordering::SeqCst);
     }
 }
 
@@ -83,8 +106,10 @@ impl MarkedPages {
 pub(crate) enum Written {
     /// It has.
     Yes,
-    /// It has not, or nobody knows: the pages are dirty again.
+    /// It has not, or nobody knows: the pages are dirty again, and poisoned.
     No,
+    /// It never left: the pages are dirty again.
+    Refused,
 }
 
 /// The part of a shard's cache that every thread may touch.

@@ -201,28 +201,50 @@ impl ShardCache {
         }
     }
 
-    /// Takes DIRTY, and TOWRITE with it, off the pages of a frozen folio.
-    pub(crate) fn untag_dirty(&self, shape: &MappingShape, head: FrameId) {
+    /// Takes DIRTY, and what goes with it, off the pages of a frozen folio; returns how many were dirty.
+    pub(crate) fn untag_dirty(&self, shape: &MappingShape, head: FrameId) -> u64 {
         let tags = &self.shared.tags;
+        let mut untagged = 0;
         for (first, bits) in self.shared.leaves(head, self.shared.folio(head).order().pages()) {
             let dirty = tags.marked(first.tag_leaf(), Tag::Dirty) & bits;
             if dirty != 0 {
                 tags.clear_owned(first.tag_leaf(), dirty, Tag::ToWrite);
                 tags.clear_dirty(first.tag_leaf(), dirty);
-                self.shared.marked[shape.slot as usize].cleaned(dirty.count_ones());
+                let marked = &self.shared.marked[shape.slot as usize];
+                marked.cleaned(dirty.count_ones());
+                let poisoned = tags.marked(first.tag_leaf(), Tag::Poisoned) & dirty;
+                if poisoned != 0 {
+                    tags.clear_owned(first.tag_leaf(), poisoned, Tag::Poisoned);
+                    marked.recovered(poisoned);
+                }
+                untagged += u64::from(dirty.count_ones());
             }
         }
+        untagged
     }
 
     /// Pages of one leaf that are locked for writeback will be submitted: they are clean from here on.
     pub(crate) fn start_writeback(&self, shape: &MappingShape, leaf: u32, pages: u64) {
         self.shared.tags.clear_owned(leaf, pages, Tag::ToWrite);
         self.shared.tags.clear_dirty(leaf, pages);
-        self.shared.marked[shape.slot as usize].writeback_started(pages.count_ones());
+        let marked = &self.shared.marked[shape.slot as usize];
+        marked.writeback_started(pages.count_ones());
+        if marked.poisoned() > 0 {
+            marked.recovered(pages & self.shared.tags.marked(leaf, Tag::Poisoned));
+        }
     }
 
-    /// The write of `pages` consecutive pages ended; `written` tells whether the device has them now.
-    pub(crate) fn end_writeback(&self, shape: &MappingShape, first: u64, pages: u64, written: Written) {
+    /// The write of `pages` consecutive pages ended; `written` tells whether the device has them now. Returns how many of
+    /// them were poisoned that were not before.
+    pub(crate) fn end_writeback(
+        &self,
+        shape: &MappingShape,
+        first: u64,
+        pages: u64,
+        written: Written,
+    ) -> u32 {
+        let (tags, marked) = (&self.shared.tags, &self.shared.marked[shape.slot as usize]);
+        let mut newly_poisoned = 0;
         let mut done = 0;
         while done < pages {
             // As many as share a leaf: their marks change together.
@@ -230,14 +252,25 @@ impl ShardCache {
             let local = shape.striping.local(first + done);
             let leaf = self.tree.leaf_of(shape.tree, local).expect("a page under writeback is in the cache");
             if written == Written::No {
-                // Dirty again before WRITEBACK goes: at no moment does a sync find neither.
-                let clean = self.shared.tags.set_dirty(leaf, bits);
-                self.shared.marked[shape.slot as usize].dirtied(clean.count_ones());
+                newly_poisoned += (bits & !tags.marked(leaf, Tag::Poisoned)).count_ones();
+                tags.set_owned(leaf, bits, Tag::Poisoned);
             }
-            self.shared.tags.clear_owned(leaf, bits, Tag::Writeback);
+            let poisoned = tags.marked(leaf, Tag::Poisoned) & bits;
+            if written == Written::Yes {
+                if poisoned != 0 {
+                    tags.clear_owned(leaf, poisoned, Tag::Poisoned);
+                }
+            } else {
+                // Dirty again before WRITEBACK goes: at no moment does a sync find neither.
+                let clean = tags.set_dirty(leaf, bits);
+                marked.dirtied(clean.count_ones());
+                marked.poison(poisoned);
+            }
+            tags.clear_owned(leaf, bits, Tag::Writeback);
             done += u64::from(bits.count_ones());
         }
-        self.shared.marked[shape.slot as usize].writeback_ended(pages);
+        marked.writeback_ended(pages);
+        newly_poisoned
     }
 
     /// Checks every folio against its marks (WB-04): for tests. Only meaningful while no thread holds a folio
@@ -248,7 +281,7 @@ impl ShardCache {
     #[cfg(any(test, debug_assertions))]
     pub(crate) fn assert_consistent<'s>(&self, shape_of: impl Fn(FolioKey) -> Option<&'s MappingShape>) {
         let mut used = 0;
-        let mut counts = vec![(0, 0); MAPPINGS_MAX];
+        let mut counts = vec![(0, 0, 0); MAPPINGS_MAX];
         for (frame, folio) in self.shared.headers.iter().enumerate() {
             if folio.state().frozen() {
                 continue;
@@ -275,11 +308,15 @@ impl ShardCache {
                 let counts = &mut counts[first.mapping() as usize];
                 counts.0 += u32::from(tagged(Tag::Dirty));
                 counts.1 += u32::from(tagged(Tag::Writeback));
+                counts.2 += u32::from(tagged(Tag::Poisoned) && tagged(Tag::Dirty));
+                let in_use = tagged(Tag::Dirty) || tagged(Tag::Writeback);
+                assert!(!tagged(Tag::Poisoned) || in_use, "page {page} is POISONED and clean");
             }
         }
-        for (slot, (dirty, writeback)) in counts.into_iter().enumerate() {
+        for (slot, counts) in counts.into_iter().enumerate() {
             let marked = &self.shared.marked[slot];
-            assert_eq!((marked.dirty(), marked.writeback()), (dirty, writeback), "counts of mapping {slot}");
+            let kept = (marked.dirty(), marked.writeback(), marked.poisoned());
+            assert_eq!(kept, counts, "counts of mapping {slot}");
         }
         assert_eq!(used + self.free.count(), self.shared.headers.len(), "every frame is used or free");
     }

@@ -1,4 +1,4 @@
-//! The marks of writeback: DIRTY, TOWRITE and WRITEBACK a page, as bitmaps under a summarising radix tree.
+//! The marks of writeback: DIRTY, TOWRITE, WRITEBACK and POISONED a page, as bitmaps under a summarising radix tree.
 //!
 //! A leaf covers 64 pages with one word a mark; an inner node has one bit a child, set when anything below it
 //! may carry the mark. A pass therefore costs the marked pages that it meets, not the pages that the file
@@ -43,14 +43,19 @@ pub(crate) enum Tag {
     ToWrite = 1,
     /// The device is reading it (`PAGECACHE_TAG_WRITEBACK`).
     Writeback = 2,
+    /// Its last write failed for good (WB-23). Only together with DIRTY, or with WRITEBACK while it is tried again.
+    Poisoned = 3,
 }
+
+/// Kinds of marks.
+const TAGS: usize = 4;
 
 /// One node's shared half.
 #[derive(Debug)]
 #[cfg_attr(not(loom), derive(FromZeros))]
 struct TagNode {
     /// A word a [`Tag`]: at a leaf a bit a page, above a bit a child.
-    marks: [AtomicU64; 3],
+    marks: [AtomicU64; TAGS],
     /// The node above, or NONE at the root. Written by the shard before any folio below is published.
     parent: AtomicU32,
     /// This node's bit in its parent's words.
@@ -73,7 +78,7 @@ impl TagNodes {
         let nodes = {
             let word = || AtomicU64::new(0);
             let node = |_| TagNode {
-                marks: [word(), word(), word()],
+                marks: std::array::from_fn(|_| word()),
                 parent: AtomicU32::new(NONE),
                 slot: AtomicU32::new(0),
             };
@@ -147,7 +152,7 @@ impl TagNodes {
         }
     }
 
-    /// Sets a mark that only the shard changes (TOWRITE, WRITEBACK) for the pages `pages` of `leaf`: plain stores,
+    /// Sets a mark that only the shard changes (all but DIRTY) for the pages `pages` of `leaf`: plain stores,
     /// and no further up than the first summary that is set already. The shard only.
     pub(crate) fn set_owned(&self, leaf: u32, pages: u64, tag: Tag) {
         debug_assert_ne!(tag, Tag::Dirty, "threads set DIRTY beside the shard");

@@ -1,13 +1,12 @@
 //! Between a shard and its queue pair: reads go in, completions come out, and a device that has stopped
 //! answering is noticed.
 
-use foliant_nvme::{CommandError, Completion, Io, SubmitError};
+use foliant_nvme::{Completion, Fua, Io, SubmitError};
 
-use super::payload::{FolioRun, PayloadKind, ShardPayload};
+use super::payload::{FolioRun, PayloadKind, RunGroup, ShardPayload};
 use super::{COMPLETION_BUDGET, Shard};
 use crate::cache::Written;
-use crate::cache::frames::PAGE_BYTES;
-use crate::error::{Error, Operation};
+use crate::error::Error;
 use crate::stats::bump;
 use crate::writeback::events::{self, Op};
 
@@ -132,8 +131,14 @@ impl Shard {
         match payload.kind {
             PayloadKind::Read(run) => {
                 events::block_rq_complete(self.link.shard, Op::Read, &run, &result, self.now_ns);
-                self.read_completed(&run, result);
-                self.runs.end(run);
+                let ended = match result {
+                    Ok(()) => Some((run, None)),
+                    Err(cause) => self.retry_read(run, cause).map(|(run, error)| (run, Some(error))),
+                };
+                if let Some((run, error)) = ended {
+                    self.read_completed(&run, error);
+                    self.runs.end(run);
+                }
             }
             PayloadKind::ReadAhead(run) => {
                 self.readahead_completed(&run, result);
@@ -141,18 +146,22 @@ impl Shard {
             }
             PayloadKind::Write(run) => {
                 events::block_rq_complete(self.link.shard, Op::Write, &run, &result, self.now_ns);
-                self.write_completed(&run, result);
-                self.runs.end(run);
+                let ended = match result {
+                    Ok(()) => Some((run, None)),
+                    Err(cause) => self.retry_write(run, cause).map(|(run, error)| (run, Some(error))),
+                };
+                if let Some((run, error)) = ended {
+                    self.write_completed(&run, error);
+                    self.runs.end(run);
+                }
             }
             PayloadKind::Flush { namespace, epoch } => self.flush_completed(namespace, epoch, result),
             PayloadKind::Zero { slot } => self.zero_completed(slot, result),
         }
     }
 
-    fn read_completed(&mut self, run: &FolioRun, result: Result<(), CommandError>) {
+    fn read_completed(&mut self, run: &FolioRun, error: Option<Error>) {
         let mapping = self.mapping(run.mapping).expect("a folio being read keeps its mapping open");
-        let offset = run.first_page * PAGE_BYTES as u64;
-        let error = result.err().map(|source| Error::Device { operation: Operation::Read, offset, source });
         if let Some(error) = &error {
             tracing::warn!(%error, pages = run.pages(), "read failed");
         }
@@ -168,17 +177,18 @@ impl Shard {
         }
     }
 
-    fn write_completed(&mut self, run: &FolioRun, result: Result<(), CommandError>) {
+    fn write_completed(&mut self, run: &FolioRun, error: Option<Error>) {
         let mapping = self.mapping(run.mapping).expect("a folio under writeback keeps its mapping open");
-        let error = result.err().map(|source| {
-            let offset = run.first_page * PAGE_BYTES as u64;
-            Error::Device { operation: Operation::Write, offset, source }
-        });
+        if run.group == RunGroup::Expiry {
+            self.flusher.group.in_flight -= 1;
+        }
         match &error {
             None => {
                 self.write_error = None;
-                self.flusher.note_success();
-                mapping.durability.write_completed();
+                // What went through the cache is on the medium: no Flush is needed for it.
+                if run.fua == Fua::No {
+                    mapping.durability.write_completed();
+                }
             }
             Some(error) => {
                 self.write_error = Some(error.clone());
@@ -186,16 +196,20 @@ impl Shard {
                     self.warned_ns = Some(self.now_ns);
                     tracing::warn!(%error, pages = run.pages(), "write failed; its pages stay dirty");
                 }
-                mapping.errors.record(error.clone());
-                self.flusher.note_failure(self.now_ns);
                 for page in run.range() {
-                    let local = mapping.shape.striping.local(page);
-                    self.syncs.iter_mut().for_each(|job| job.note_failure(run.mapping, local, error));
+                    self.note_write_failure(run.mapping, mapping.shape.striping.local(page), error);
                 }
             }
         }
         let written = if error.is_none() { Written::Yes } else { Written::No };
-        self.cache.end_writeback(&mapping.shape, run.first_page, run.pages(), written);
+        let newly_poisoned = self.cache.end_writeback(&mapping.shape, run.first_page, run.pages(), written);
+        if newly_poisoned > 0
+            && let Some(error) = error
+        {
+            // Once an event: that a poisoned page fails again is told to those who sync it, each time (WB-23).
+            mapping.errors.record(error);
+            self.note_poisoned(run.mapping);
+        }
         self.serve_waiters_of(run.mapping, run.range());
     }
 

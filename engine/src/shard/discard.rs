@@ -116,12 +116,15 @@ impl Shard {
         if let Some(held) = held {
             // What was dirtied after the closer's sync is written, not thrown away.
             if job.zero_rest.is_none() && self.cache.shared.is_marked(held, Tag::Dirty) {
-                self.write_range(&mapping.shape, job.drop_rest.clone());
+                self.write_range(&mapping, job.drop_rest.clone());
             }
             if self.now_ns.saturating_sub(job.since_ns) > self.limits.pin_wait_ns {
                 let page = self.cache.shared.folio(held).key().page();
                 let waited = std::time::Duration::from_nanos(self.limits.pin_wait_ns);
-                job.error = Some(Error::PinnedTooLong { page, waited });
+                // Nobody holds a page that stays since it can't be written: its error is the reason.
+                let unwritable =
+                    self.write_error.clone().filter(|_| self.cache.shared.is_marked(held, Tag::Poisoned));
+                job.error = Some(unwritable.unwrap_or(Error::PinnedTooLong { page, waited }));
                 // Pages whose folios are gone already must not read as what the device has of them: they are zeroed.
                 let Some(zero_rest) = &mut job.zero_rest else { return true };
                 zero_rest.end = job.drop_rest.start;
@@ -130,7 +133,8 @@ impl Shard {
                 return false;
             }
         }
-        let device_failed = matches!(job.error, Some(Error::Device { .. }));
+        let device_failed =
+            matches!(job.error, Some(Error::Device { operation: Operation::WriteZeroes, .. }));
         if !device_failed {
             self.submit_zeroes(&mapping.shape, job);
         }
@@ -178,7 +182,7 @@ impl Shard {
                 self.cache.isolate(shape, place.head, beyond, shape.order);
                 continue;
             }
-            self.cache.untag_dirty(shape, place.head);
+            bump(&self.link.counters.pages_discarded, self.cache.untag_dirty(shape, place.head));
             self.cache.release(shape, place.head);
             job.drop_rest.start = end;
             dropped += 1;
@@ -256,12 +260,16 @@ impl Shard {
             events::sync_file_exit(self.link.shard, mapping, job.slot.0, Some(&Error::Closed), self.now_ns);
             self.answer(job.slot, Err(Error::Closed));
         }
+        // Passes that were asked for end by themselves in the next step: their mapping isn't open any more.
+        for pass in &mut self.passes {
+            pass.end_if_of(mapping);
+        }
     }
 
     fn end_discard(&mut self, job: &mut DiscardJob) {
         if job.zero_rest.is_none() && job.error.is_none() {
             self.mappings[job.mapping as usize] = None;
-            self.open.retain(|&(slot, _)| slot != job.mapping);
+            self.open.retain(|open| open.slot != job.mapping);
             self.flusher.stop(self.now_ns);
             self.end_requests_of(job.mapping);
             debug_assert_eq!(self.cache.shared.marked[job.mapping as usize].dirty(), 0);

@@ -21,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::options::EngineOptions;
 use crate::reply::{Grants, Hold, Reply, ReplySlots, SlotId};
 use crate::stats::{HitCounters, ShardCounters};
+use crate::writeback::callback;
 
 /// What every thread shares of one shard.
 #[derive(Debug)]
@@ -40,6 +41,8 @@ pub(crate) struct ShardLink {
     pub bell: OwnedFd,
     /// A folio with parked requests was released, or a frame was orphaned: look.
     kick: AtomicBool,
+    /// Somebody wants the flusher to run.
+    writeback_request: AtomicBool,
     /// Folios granted unfilled to a request that was dropped: the shard frees them.
     orphans: Mutex<Vec<FrameId>>,
     /// The step from this many dirty pages of one mapping wakes the flusher.
@@ -78,6 +81,7 @@ impl ShardLink {
             doze: Doze::new(),
             bell,
             kick: AtomicBool::new(false),
+            writeback_request: AtomicBool::new(false),
             orphans: Mutex::new(Vec::new()),
             dirty_background,
             failed: OnceLock::new(),
@@ -118,6 +122,17 @@ impl ShardLink {
     /// Whether a kick waits, without taking it.
     pub(crate) fn is_kicked(&self) -> bool {
         self.kick.load(Ordering::Acquire)
+    }
+
+    /// Wants the flusher to run, whatever the number of dirty pages. Never waits.
+    pub(crate) fn request_writeback(&self) {
+        self.writeback_request.store(true, Ordering::Release);
+        self.kick();
+    }
+
+    /// The shard's side: whether the flusher was wanted since it last asked.
+    pub(crate) fn take_writeback_request(&self) -> bool {
+        self.writeback_request.load(Ordering::Relaxed) && self.writeback_request.swap(false, Ordering::AcqRel)
     }
 
     /// The shard's side: one orphaned frame.
@@ -211,6 +226,10 @@ impl Future for RequestFuture<'_> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Reply> {
         let link = self.link;
         if let State::Unsent(request) = &self.state {
+            if let Err(error) = callback::check_outside() {
+                self.state = State::Finished;
+                return Poll::Ready(Err(error));
+            }
             let Some(slot) = link.replies.acquire() else {
                 // Other requests hold all slots: most for answers that come, some perhaps for tasks that nobody polls.
                 let waited = self.refused.get_or_insert_with(Instant::now).elapsed();

@@ -2,7 +2,8 @@
 //!
 //! It has no thread and no clock: [`Shard::poll`] takes the time, does a bounded step and says what is left. One
 //! step, in this order: completions, releases that others wait for, new requests, requests that wait for
-//! frames, reads, syncs, discards, readahead, background writeback, commits, eviction ahead of demand, **one doorbell**.
+//! frames, retries, reads, syncs and urgent passes, discards, readahead, background writeback, other passes, commits,
+//! eviction ahead of demand, **one doorbell**.
 //!
 //! | file | owns |
 //! |---|---|
@@ -11,22 +12,30 @@
 //! | [`appends`] | how large the folios are that are made for writers |
 //! | [`device`] | submitting reads, taking completions, watching for a device that stopped answering |
 //! | [`readahead`] | what is read before it is asked for |
-//! | [`write`] | syncs, background passes, commits |
+//! | [`retry`] | commands that failed in passing |
+//! | [`syncs`] | syncs: what waits, and when it is answered |
+//! | [`passes`] | passes that were asked for, and whose turn it is |
+//! | [`flush`] | the flusher's rounds, retries of poisoned pages |
+//! | [`commits`] | flushes of the device |
 //! | [`discard`] | dropping ranges; closing mappings |
 //! | [`runner`] | the thread that polls a shard and sleeps when there is nothing to do |
 
 pub(crate) mod appends;
+pub(crate) mod commits;
 pub(crate) mod device;
 pub(crate) mod discard;
 pub(crate) mod doze;
+pub(crate) mod flush;
 pub(crate) mod link;
 pub(crate) mod open;
 pub(crate) mod pages;
+pub(crate) mod passes;
 pub(crate) mod payload;
 pub(crate) mod readahead;
 pub(crate) mod request;
+pub(crate) mod retry;
 pub(crate) mod runner;
-pub(crate) mod write;
+pub(crate) mod syncs;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -43,17 +52,21 @@ use crate::error::{Error, Result};
 use crate::reply::{GRANTS_MAX, Grants, Reply, SlotId};
 use crate::writeback::events;
 use crate::writeback::flusher::Flusher;
+use crate::writeback::poison::PoisonRetries;
 use crate::writeback::sync::SyncJob;
 use appends::Appends;
+use commits::NamespaceCommits;
 use device::DeviceWatch;
 use discard::DiscardJob;
+use flush::OpenEntry;
 use link::ShardLink;
 use open::OpenMapping;
 use pages::{ParkedList, Ticket};
+use passes::ShardPass;
 use payload::{FolioRun, RunPool, ShardPayload};
 use readahead::ReadaheadRequest;
 use request::{Message, Request};
-use write::NamespaceCommits;
+use retry::RetryQueue;
 
 /// Requests taken in a step.
 const INBOX_BUDGET: usize = 64;
@@ -96,8 +109,7 @@ pub struct Shard {
     limits: ShardLimits,
     /// By mapping slot.
     mappings: Box<[Option<Arc<OpenMapping>>]>,
-    /// The slots of open mappings, and where each one's next background pass begins.
-    open: Vec<(u16, u64)>,
+    open: Vec<OpenEntry>,
     /// By reply slot: requests for pages that are not answered yet.
     tickets: Box<[Option<Ticket>]>,
     /// By reply slot: taken from the inbox and not answered yet.
@@ -116,7 +128,16 @@ pub struct Shard {
     reads: VecDeque<FolioRun>,
     /// What is left of the readahead that is carried out.
     readahead: Option<ReadaheadRequest>,
+    /// Commands that failed in passing and will be submitted again.
+    retries: RetryQueue,
     syncs: Vec<SyncJob>,
+    passes: Vec<ShardPass>,
+    /// Passes begun for requests and syncs.
+    pass_count: u64,
+    /// Turns that those have had.
+    turns: u64,
+    /// Folios that owners' integrity passes wait for, and until when that is remembered.
+    owners_wait: Vec<(FrameId, u64)>,
     discards: Vec<DiscardJob>,
     /// A group a namespace; few.
     commits: Vec<NamespaceCommits>,
@@ -172,7 +193,12 @@ impl Shard {
             frames_needed: 0,
             reads: VecDeque::with_capacity(requests * GRANTS_MAX / 2),
             readahead: None,
+            retries: Vec::with_capacity(commands),
             syncs: Vec::with_capacity(requests),
+            passes: Vec::with_capacity(requests),
+            pass_count: 0,
+            turns: 0,
+            owners_wait: Vec::new(),
             discards: Vec::new(),
             commits: Vec::new(),
             flusher: Flusher::new(limits.background_pages, limits.flush_interval_ns),
@@ -234,11 +260,13 @@ impl Shard {
                 let _ = self.queue.is_release_requested();
             }
         }
+        progressed |= self.step_retries();
         self.submit_reads();
         progressed |= self.step_syncs();
         progressed |= self.step_discards();
         progressed |= self.step_readahead();
         progressed |= self.step_flusher();
+        progressed |= self.step_patient_passes();
         self.step_commits();
         self.evict_ahead();
         self.link.counters.tag_nodes.store(self.cache.tree.used() as u64, Ordering::Relaxed);
@@ -252,7 +280,15 @@ impl Shard {
         }
         let waiting = self.queue.in_flight() > 0 || !self.reads.is_empty() || self.in_service_count > 0;
         let check_ns = waiting.then(|| now_ns.saturating_add(CHECK_NS));
-        let due_ns = [self.flusher.due_ns(), self.device_due_ns, check_ns].into_iter().flatten().min();
+        let due_ns = [
+            self.flusher.due_ns(),
+            self.retries_due_ns(),
+            self.poison_due_ns(),
+            self.commits_due_ns(),
+            self.device_due_ns,
+            check_ns,
+        ];
+        let due_ns = due_ns.into_iter().flatten().min();
         Step { progressed, waiting, due_ns }
     }
 
@@ -303,7 +339,7 @@ impl Shard {
                 }
                 let number = mapping.shape.slot;
                 if self.mappings[number as usize].replace(mapping).is_none() {
-                    self.open.push((number, 0));
+                    self.open.push(OpenEntry { slot: number, poison: PoisonRetries::default() });
                 }
                 self.answer(slot, Ok(Grants::none()));
             }
@@ -313,6 +349,7 @@ impl Shard {
                 self.begin_pages(slot);
             }
             Request::Sync { mapping, pages } => self.begin_sync(slot, mapping, pages),
+            Request::Writeback { mapping, order } => self.begin_requested_pass(slot, mapping, order),
             Request::Commit(mapping) => self.begin_commit(slot, &mapping),
             Request::Discard { mapping, pages } => self.begin_discard(slot, mapping, Some(pages)),
         }

@@ -1,11 +1,14 @@
 //! An open mapping, as shards and handles share it.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::cache::errseq::ErrorSequence;
 use crate::cache::shape::MappingShape;
+use crate::mapping::RetryPolicy;
 use crate::writeback::commit::Durability;
+use crate::writeback::control::SyncMode;
+use crate::writeback::pass::PassState;
 
 /// Geometry, errors and durability of one open mapping.
 #[derive(Debug)]
@@ -15,8 +18,59 @@ pub(crate) struct OpenMapping {
     pub errors: ErrorSequence,
     /// The namespace's durability.
     pub durability: Arc<Durability>,
+    /// Who waits while a command is tried again.
+    pub retry: RetryPolicy,
+    /// By shard.
+    pub writeback: Box<[MappingWriteback]>,
     /// Set when the mapping is closed: handles refuse from then on.
     pub closed: AtomicBool,
     /// Set when every shard has dropped it: only then its range and, with the last handle, its slot are free.
     pub dropped: AtomicBool,
+}
+
+impl OpenMapping {
+    /// What is kept of its writeback in one shard.
+    pub(crate) fn in_shard(&self, shard: usize) -> &MappingWriteback {
+        &self.writeback[shard]
+    }
+}
+
+/// What is kept of one mapping's writeback in one shard.
+#[derive(Debug, Default)]
+pub(crate) struct MappingWriteback {
+    /// Shard-local page at which the next cyclic pass begins (`writeback_index`, WB-02).
+    index: AtomicU64,
+    /// Until when an integrity pass in its owner's hands keeps background passes away; 0 when there is none.
+    owned_until_ns: AtomicU64,
+}
+
+impl MappingWriteback {
+    /// Where the next cyclic pass begins.
+    pub(crate) fn index(&self) -> u64 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    /// A pass has ended: a cyclic one says where the next begins.
+    pub(crate) fn save_index(&self, pass: &PassState) {
+        if let Some(index) = pass.writeback_index() {
+            self.index.store(index, Ordering::Relaxed);
+        }
+    }
+
+    /// An owner's integrity pass goes on: background passes keep away, but not for ever, should it be forgotten.
+    pub(crate) fn own_until(&self, until_ns: u64) {
+        self.owned_until_ns.store(until_ns, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_owned(&self, now_ns: u64) -> bool {
+        now_ns < self.owned_until_ns.load(Ordering::Relaxed)
+    }
+
+    /// An owner's pass is over.
+    pub(crate) fn end_of_owners_pass(&self, pass: &PassState) {
+        self.save_index(pass);
+        if pass.mode == SyncMode::All {
+            self.owned_until_ns.store(0, Ordering::Relaxed);
+        }
+    }
 }

@@ -579,7 +579,7 @@ impl Shard {
                 self.give_up_waiting(slot, Error::PinnedTooLong { page, waited });
             }
         }
-        self.check_sync_deadlines(waited);
+        self.check_pass_deadlines(waited);
     }
 
     /// Takes a request for one page off the folio that others hold. One that waits for the device goes on

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use foliant_nvme::{Payload, Segment};
+use foliant_nvme::{Fua, Payload, Segment};
 
 use crate::cache::SharedCache;
 use crate::cache::folio::FrameId;
@@ -27,6 +27,22 @@ pub(crate) struct FolioRun {
     pages_max: u64,
     /// Bytes of the last page that exist on the device; all before it are whole.
     tail_bytes: u32,
+    /// Whether a write of it goes through the volatile write cache.
+    pub fua: Fua,
+    /// What waits for it, beside syncs of its range.
+    pub group: RunGroup,
+    /// How often it has failed in passing.
+    pub failures: u8,
+}
+
+/// Writes that are waited for together (`nfs_io_completion`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum RunGroup {
+    /// Only syncs wait for it.
+    #[default]
+    None,
+    /// The flusher's expiry round, which ends with a commit.
+    Expiry,
 }
 
 /// Frames that lie side by side, for pages that do.
@@ -103,6 +119,9 @@ impl RunPool {
             extents: self.lists.pop().unwrap_or_default(),
             pages_max: shape.command_pages_max(page),
             tail_bytes: 0,
+            fua: Fua::No,
+            group: RunGroup::None,
+            failures: 0,
         }
     }
 

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::open::OpenMapping;
+use super::passes::PassOrder;
 use crate::reply::{Hold, SlotId};
 
 /// A request and the slot that waits for its answer.
@@ -64,6 +65,8 @@ pub(crate) enum Request {
     Pages { mapping: u16, first: u64, count: u32, want: Want },
     /// Write everything dirty in a page range, and wait for every write in it (WB-03, WB-29).
     Sync { mapping: u16, pages: Range<u64> },
+    /// A pass of its own (`struct writeback_control`).
+    Writeback { mapping: u16, order: PassOrder },
     /// Flush a namespace's volatile write cache, together with whoever else wants that (WB-21).
     Commit(Arc<OpenMapping>),
     /// Drop the cached pages of a range and zero it on the device (WB-26).

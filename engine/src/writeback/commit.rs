@@ -34,7 +34,7 @@ impl Durability {
         Self { namespace, volatile_write_cache, written, flushed, failed: OnceLock::new() }
     }
 
-    /// A write completed. Called before its folios leave WRITEBACK, so that whoever sees them clean counts it.
+    /// A write without FUA completed. Called before its folios leave WRITEBACK, so that whoever sees them clean counts it.
     pub(crate) fn write_completed(&self) {
         self.written.fetch_add(1, Ordering::SeqCst);
     }
@@ -47,6 +47,11 @@ impl Durability {
     /// Whether everything that has completed by now is durable already.
     pub(crate) fn is_settled(&self) -> bool {
         !self.volatile_write_cache || self.flushed.load(Ordering::SeqCst) >= self.epoch()
+    }
+
+    /// Whether a write with FUA takes the place of a write and a Flush: there is a cache, and nothing else in it.
+    pub(crate) fn prefers_fua(&self) -> bool {
+        self.volatile_write_cache && self.is_settled()
     }
 
     fn settle(&self, epoch: u64) {
@@ -88,6 +93,12 @@ pub(crate) struct CommitGroup {
     /// Served by the Flush in flight.
     covered: Vec<SlotId>,
     in_flight: bool,
+    /// The flusher's expiry round wants the next Flush, and nobody waits for it.
+    is_wanted: bool,
+    /// How often the Flush has failed in passing.
+    failures: u8,
+    /// After such a failure, no Flush before this time.
+    retry_ns: u64,
 }
 
 impl CommitGroup {
@@ -95,8 +106,13 @@ impl CommitGroup {
         self.waiting.push_back(slot);
     }
 
-    pub(crate) fn step(&self, durability: &Durability) -> CommitStep {
-        if self.in_flight || self.waiting.is_empty() {
+    /// The flusher wants what has completed to be durable some time.
+    pub(crate) fn want(&mut self) {
+        self.is_wanted = true;
+    }
+
+    pub(crate) fn step(&self, durability: &Durability, now_ns: u64) -> CommitStep {
+        if self.in_flight || self.waiting.is_empty() && !self.is_wanted || now_ns < self.retry_ns {
             CommitStep::Idle
         } else if durability.is_settled() {
             CommitStep::Settled
@@ -111,8 +127,30 @@ impl CommitGroup {
     pub(crate) fn submitted(&mut self) -> u64 {
         debug_assert!(!self.in_flight);
         self.in_flight = true;
+        self.is_wanted = false;
         self.covered.extend(self.waiting.drain(..));
         self.covered.len() as u64
+    }
+
+    /// The Flush wasn't carried out and is to be tried again at `retry_ns`, for everybody who waits by then.
+    pub(crate) fn put_off(&mut self, retry_ns: u64) {
+        self.in_flight = false;
+        self.is_wanted = true;
+        self.failures += 1;
+        self.retry_ns = retry_ns;
+        while let Some(slot) = self.covered.pop() {
+            self.waiting.push_front(slot);
+        }
+    }
+
+    /// How often the Flush that is in flight, or put off, has failed in passing.
+    pub(crate) fn failures(&self) -> u8 {
+        self.failures
+    }
+
+    /// When a Flush that was put off is due.
+    pub(crate) fn due_ns(&self) -> Option<u64> {
+        (self.failures > 0 && !self.in_flight).then_some(self.retry_ns)
     }
 
     /// The Flush ended: who was waiting for it.
@@ -123,6 +161,7 @@ impl CommitGroup {
         durability: &Durability,
     ) -> std::vec::Drain<'_, SlotId> {
         self.in_flight = false;
+        (self.failures, self.retry_ns) = (0, 0);
         match result {
             Ok(()) => durability.settle(epoch),
             Err(error) => durability.fail(error),
@@ -132,6 +171,8 @@ impl CommitGroup {
 
     /// Everybody who waits, when no Flush is needed.
     pub(crate) fn settled(&mut self) -> std::collections::vec_deque::Drain<'_, SlotId> {
+        self.is_wanted = false;
+        (self.failures, self.retry_ns) = (0, 0);
         self.waiting.drain(..)
     }
 }
@@ -146,9 +187,9 @@ mod tests {
         let mut group = CommitGroup::default();
         group.join(SlotId(0));
         group.join(SlotId(1));
-        let CommitStep::Flush { epoch } = group.step(&durability) else { panic!("a flush is due") };
+        let CommitStep::Flush { epoch } = group.step(&durability, 0) else { panic!("a flush is due") };
         group.submitted();
-        assert_eq!(group.step(&durability), CommitStep::Idle);
+        assert_eq!(group.step(&durability, 0), CommitStep::Idle);
         assert_eq!(group.ended(epoch, Ok(()), &durability).count(), 2);
         assert!(durability.is_settled());
     }
@@ -158,12 +199,12 @@ mod tests {
         let durability = Durability::new(1, true);
         let mut group = CommitGroup::default();
         group.join(SlotId(0));
-        let CommitStep::Flush { epoch } = group.step(&durability) else { panic!("a flush is due") };
+        let CommitStep::Flush { epoch } = group.step(&durability, 0) else { panic!("a flush is due") };
         group.submitted();
         durability.write_completed();
         group.join(SlotId(1));
         assert_eq!(group.ended(epoch, Ok(()), &durability).collect::<Vec<_>>(), [SlotId(0)]);
-        assert!(matches!(group.step(&durability), CommitStep::Flush { .. }));
+        assert!(matches!(group.step(&durability, 0), CommitStep::Flush { .. }));
     }
 
     #[test]
@@ -171,11 +212,11 @@ mod tests {
         let durability = Durability::new(1, true);
         let mut group = CommitGroup::default();
         group.join(SlotId(0));
-        let CommitStep::Flush { epoch } = group.step(&durability) else { panic!("a flush is due") };
+        let CommitStep::Flush { epoch } = group.step(&durability, 0) else { panic!("a flush is due") };
         group.submitted();
         group.join(SlotId(1));
         assert_eq!(group.ended(epoch, Ok(()), &durability).count(), 1);
-        assert_eq!(group.step(&durability), CommitStep::Settled);
+        assert_eq!(group.step(&durability, 0), CommitStep::Settled);
     }
 
     #[test]

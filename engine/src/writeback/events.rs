@@ -26,9 +26,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use foliant_nvme::CommandError;
 use tracing::Level;
 
-use super::flusher::Reason;
-use super::issue::{Issued, Issuer, Submitted};
-use super::pass::SyncMode;
+use super::control::{Reason, SyncMode};
+use super::issue::{Issued, Issuer};
 use crate::cache::MarkedPages;
 use crate::cache::shape::MappingShape;
 use crate::error::Error;
@@ -67,21 +66,25 @@ impl Reason {
     /// As events write it.
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::DirtyLimit => "dirty_limit",
-            Self::FramesNeeded => "frames_needed",
-            Self::Interval => "interval",
             Self::Sync => "sync",
             Self::Close => "close",
+            Self::Reclaim => "reclaim",
+            Self::DirtyLimit => "dirty_limit",
+            Self::Caller => "caller",
+            Self::Expiry => "expiry",
+            Self::Poisoned => "poisoned",
         }
     }
 
     fn counter(self, counters: &ShardCounters) -> &AtomicU64 {
         match self {
-            Self::DirtyLimit => &counters.passes_dirty_limit,
-            Self::FramesNeeded => &counters.passes_frames_needed,
-            Self::Interval => &counters.passes_interval,
             Self::Sync => &counters.passes_sync,
             Self::Close => &counters.passes_close,
+            Self::Reclaim => &counters.passes_reclaim,
+            Self::DirtyLimit => &counters.passes_dirty_limit,
+            Self::Caller => &counters.passes_caller,
+            Self::Expiry => &counters.passes_expiry,
+            Self::Poisoned => &counters.passes_poisoned,
         }
     }
 }
@@ -151,7 +154,12 @@ impl PassSpan {
     ) {
         if !self.is_counted {
             self.is_counted = true;
-            bump(self.reason.counter(issuer.counters), 1);
+            let counters = &issuer.link.counters;
+            bump(self.reason.counter(counters), 1);
+            bump(
+                if mode == SyncMode::All { &counters.passes_integrity } else { &counters.passes_background },
+                1,
+            );
         }
         if self.begun.is_none() && tracing::enabled!(target: WRITEBACK_TARGET, Level::DEBUG) {
             self.begin(issuer, shape, mode, rest);
@@ -179,14 +187,21 @@ impl PassSpan {
         self.begun = Some(BegunPass { tag, shard, mapping, namespace, commands, pages, last, now_ns });
     }
 
+    /// A command of `pages` pages was submitted for the pass.
+    #[inline]
+    pub(crate) fn submitted(&mut self, pages: u64) {
+        if let Some(begun) = &mut self.begun {
+            begun.commands += 1;
+            begun.pages += pages;
+        }
+    }
+
     /// A step of the pass ended.
     #[inline]
-    pub(crate) fn step_ended(&mut self, issued: Issued, done: &Submitted, marked: &MarkedPages) {
+    pub(crate) fn step_ended(&mut self, issued: Issued, marked: &MarkedPages) {
         let Some(begun) = &mut self.begun else { return };
-        begun.commands += done.commands;
-        begun.pages += done.pages;
         let BegunPass { tag: PassTag { number, .. }, shard, mapping, now_ns, .. } = *begun;
-        if matches!(issued, Issued::Blocked(_)) && begun.last != Some(issued) {
+        if issued == Issued::Blocked && begun.last != Some(issued) {
             emit!(trace, "folio_wait_writeback", { shard, mapping, pass = number, now_ns });
         }
         begun.last = Some(issued);
@@ -204,10 +219,9 @@ impl PassSpan {
         let ended = match last {
             None => "unbegun",
             Some(Issued::End) => "end",
-            Some(Issued::Budget) => "given_up",
+            Some(Issued::Pause) => "given_up",
             Some(Issued::NoRoom) => "given_up_queue_full",
-            Some(Issued::Blocked(_)) => "given_up_blocked",
-            Some(Issued::Refused) => "refused",
+            Some(Issued::Blocked) => "given_up_blocked",
         };
         emit!(debug, "writeback_single_inode", {
             shard, mapping, namespace, pass = tag.number, reason = tag.reason.name(), mode = tag.mode.name(),
@@ -341,12 +355,13 @@ pub(crate) fn lru_shrink(shard: usize, counters: &ShardCounters, pages: u64, now
     }
 }
 
-/// A pass was refused because reclaim began it (WB-10). The kernel warns here and has no tracepoint.
-#[allow(dead_code, reason = "the reclaim context calls it")]
+/// A pass, or a sync, was refused because reclaim began it (WB-10); says how many were. Any thread may call it. The kernel
+/// warns here and has no tracepoint.
 #[cold]
-pub(crate) fn reclaim_guard(shard: usize, counters: &ShardCounters, mapping: u16, now_ns: u64) {
-    bump(&counters.reclaim_guard_hits, 1);
-    emit!(debug, "reclaim_guard", { shard, mapping, now_ns });
+pub(crate) fn reclaim_guard(counters: &ShardCounters, mapping: u16) -> u64 {
+    let refused = counters.reclaim_guard_hits.fetch_add(1, Ordering::Relaxed) + 1;
+    emit!(debug, "reclaim_guard", { mapping, refused });
+    refused
 }
 
 /// A background pass returned at once since the device is congested (WB-19). `in_flight` counts pages under

@@ -1,27 +1,14 @@
 //! The background flusher: decides when a shard writes without being asked, and where it goes on.
 
+use super::control::Reason;
 use super::events;
 use super::pass::PassState;
-
-/// Why a pass runs; visible in traces and counters (`wb_reason`, WB-20). The flusher's own are the first three.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Reason {
-    /// More pages are dirty than the background limit.
-    DirtyLimit,
-    /// A request waits for a frame and too few are clean.
-    FramesNeeded,
-    /// The interval has passed.
-    Interval,
-    /// A caller's sync.
-    Sync,
-    /// A mapping that closes still has dirty pages.
-    Close,
-}
 
 /// What the flusher looks at.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Pressure {
     pub shard: usize,
+    /// Dirty pages that it can make clean.
     pub dirty_pages: u64,
     /// A request waits for frames.
     pub frames_needed: bool,
@@ -36,11 +23,33 @@ pub(crate) struct Flusher {
     interval_ns: u64,
     /// When dirty pages were first seen since all was clean, or since the last pass over everything ended.
     armed_ns: Option<u64>,
-    /// After a failed write, no background pass before this time.
+    /// After a round that could write nothing, none before this time.
     retry_ns: u64,
-    /// Failures in a row, those within one pause counted once.
-    failed_passes: u32,
+    /// Somebody asked for a round (`wakeup_flusher_threads`).
+    requested: bool,
     pub running: Option<Run>,
+    pub group: ExpiryGroup,
+}
+
+/// The writes of expiry rounds: they end together, with one commit that no caller waits for (WB-21).
+#[derive(Debug, Default)]
+pub(crate) struct ExpiryGroup {
+    /// Writes of the group that are with the device.
+    pub in_flight: u64,
+    /// The round has ended: once its writes have, they are committed.
+    is_complete: bool,
+}
+
+impl ExpiryGroup {
+    /// Whether the group has ended just now, and a commit is due.
+    pub(crate) fn ends(&mut self) -> bool {
+        self.in_flight == 0 && std::mem::take(&mut self.is_complete)
+    }
+
+    /// Its last write has been submitted.
+    fn complete(&mut self) {
+        self.is_complete = true;
+    }
 }
 
 /// One round over all open mappings.
@@ -48,6 +57,8 @@ pub(crate) struct Flusher {
 pub(crate) struct Run {
     pub shard: usize,
     pub reason: Reason,
+    /// It goes over everything, though the pressure be gone.
+    is_whole: bool,
     /// Position in the shard's list of open mappings.
     pub position: usize,
     /// The pass over the mapping at `position`, once begun.
@@ -58,34 +69,30 @@ pub(crate) struct Run {
     pub pages: u64,
 }
 
-/// How long background passes pause after a write has failed.
-const RETRY_NS: u64 = 100_000_000;
-/// The pause grows to this power of two of itself, and no further: 3.2 seconds.
-const RETRY_DOUBLINGS: u32 = 5;
-/// How long they pause after a round that found nothing it could write.
+/// How long background passes pause after a round that found nothing it could write.
 const HELD_NS: u64 = 1_000_000;
 
 impl Flusher {
     pub(crate) fn new(background_pages: u64, interval_ns: u64) -> Self {
-        Self { background_pages, interval_ns, armed_ns: None, retry_ns: 0, failed_passes: 0, running: None }
-    }
-
-    /// A write failed: its pages are dirty again and would be tried at once. Each pass that fails doubles the pause.
-    pub(crate) fn note_failure(&mut self, now_ns: u64) {
-        if now_ns >= self.retry_ns {
-            self.retry_ns = now_ns + (RETRY_NS << self.failed_passes.min(RETRY_DOUBLINGS));
-            self.failed_passes += 1;
+        Self {
+            background_pages,
+            interval_ns,
+            armed_ns: None,
+            retry_ns: 0,
+            requested: false,
+            running: None,
+            group: ExpiryGroup::default(),
         }
     }
 
-    /// Whether background writing pauses now, because a write has failed.
-    pub(crate) fn pauses(&self, now_ns: u64) -> bool {
-        now_ns < self.retry_ns
+    /// Somebody wants clean folios: a round over everything begins as soon as none runs.
+    pub(crate) fn request(&mut self) {
+        self.requested = true;
     }
 
-    /// A write succeeded.
-    pub(crate) fn note_success(&mut self) {
-        self.failed_passes = 0;
+    /// The priority of the round that runs.
+    pub(crate) fn priority(&self) -> u8 {
+        self.running.as_ref().map_or(0, |run| run.reason.priority())
     }
 
     /// Decides whether a round should run now, and starts or stops it.
@@ -93,24 +100,33 @@ impl Flusher {
         let Pressure { shard, dirty_pages, frames_needed, now_ns } = pressure;
         if dirty_pages == 0 {
             self.armed_ns = None;
-            self.stop(now_ns);
+            self.requested = false;
             return;
         }
         let armed = *self.armed_ns.get_or_insert(now_ns);
-        if self.running.is_some() || now_ns < self.retry_ns {
+        if let Some(run) = &mut self.running {
+            // A round that nobody waited for becomes one that somebody waits for (WB-20).
+            if frames_needed && run.reason.priority() < Reason::Reclaim.priority() {
+                run.reason = Reason::Reclaim;
+            }
             return;
         }
-        let reason = if frames_needed {
-            Reason::FramesNeeded
+        if now_ns < self.retry_ns {
+            return;
+        }
+        let requested = std::mem::take(&mut self.requested);
+        let reason = if frames_needed || requested {
+            Reason::Reclaim
         } else if dirty_pages > self.background_pages {
             Reason::DirtyLimit
         } else if now_ns.saturating_sub(armed) >= self.interval_ns {
-            Reason::Interval
+            Reason::Expiry
         } else {
             return;
         };
         events::writeback_start(shard, reason, dirty_pages, now_ns);
-        self.running = Some(Run { shard, reason, position: 0, pass: None, finished: 0, pages: 0 });
+        let is_whole = requested;
+        self.running = Some(Run { shard, reason, is_whole, position: 0, pass: None, finished: 0, pages: 0 });
     }
 
     /// Whether the round that runs has done enough: all mappings seen, or the pressure that started it is gone.
@@ -122,8 +138,8 @@ impl Flusher {
         match run.reason {
             // Down to half the limit, so that the flusher doesn't start and stop page by page.
             Reason::DirtyLimit => pressure.dirty_pages <= self.background_pages / 2,
-            Reason::FramesNeeded => !pressure.frames_needed,
-            Reason::Interval | Reason::Sync | Reason::Close => false,
+            Reason::Reclaim => !pressure.frames_needed && !run.is_whole,
+            _ => false,
         }
     }
 
@@ -141,8 +157,9 @@ impl Flusher {
                 // Everything dirty is held by somebody: another round at once would meet the same.
                 self.retry_ns = self.retry_ns.max(now_ns + HELD_NS);
             }
-            if run.reason == Reason::Interval {
+            if run.reason == Reason::Expiry {
                 self.armed_ns = Some(now_ns);
+                self.group.complete();
             }
         }
     }
@@ -174,7 +191,7 @@ mod tests {
         flusher.decide(pressure(5, false, 1009));
         assert_eq!(reason(&flusher), None);
         flusher.decide(pressure(5, false, 1010));
-        assert_eq!(reason(&flusher), Some(Reason::Interval));
+        assert_eq!(reason(&flusher), Some(Reason::Expiry));
     }
 
     #[test]
@@ -190,23 +207,7 @@ mod tests {
     fn a_request_without_a_frame_starts_at_once() {
         let mut flusher = Flusher::new(100, 1000);
         flusher.decide(pressure(1, true, 0));
-        assert_eq!(reason(&flusher), Some(Reason::FramesNeeded));
-    }
-
-    #[test]
-    fn a_failed_write_makes_the_flusher_pause() {
-        let mut flusher = Flusher::new(0, 0);
-        flusher.note_failure(50);
-        flusher.decide(pressure(10, true, 60));
-        assert_eq!(reason(&flusher), None);
-        flusher.decide(pressure(10, true, 50 + RETRY_NS));
-        assert!(flusher.running.is_some());
-        flusher.note_failure(50 + RETRY_NS);
-        flusher.end(50 + RETRY_NS);
-        flusher.decide(pressure(10, true, 50 + 2 * RETRY_NS));
-        assert_eq!(reason(&flusher), None, "twice as long the second time");
-        flusher.decide(pressure(10, true, 50 + 3 * RETRY_NS));
-        assert!(flusher.running.is_some());
+        assert_eq!(reason(&flusher), Some(Reason::Reclaim));
     }
 
     #[test]

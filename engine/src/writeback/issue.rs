@@ -3,139 +3,144 @@
 
 use foliant_nvme::{Fua, Io, QueuePair};
 
+use super::callback::{Callback, Disposition};
+use super::commit::Durability;
+use super::control::SyncMode;
 use super::events::{self, PassTag};
-use super::pass::{Next, PassState, WritebackPass};
+use super::pass::{PassState, PassStep, WritebackPass};
 use crate::cache::Written;
-use crate::cache::folio::FrameId;
 use crate::cache::owned::ShardCache;
 use crate::cache::shape::MappingShape;
+use crate::error::Error;
 use crate::shard::device::DeviceWatch;
-use crate::shard::payload::{FolioRun, PayloadKind, RunPool, ShardPayload};
-use crate::stats::ShardCounters;
+use crate::shard::link::ShardLink;
+use crate::shard::payload::{FolioRun, PayloadKind, RunGroup, RunPool, ShardPayload};
+use crate::stats::bump;
 
 /// How a step of a pass ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Issued {
     /// The pass is at its end.
     End,
-    /// The budget of this step is spent; there may be more.
-    Budget,
+    /// The step was long enough; there may be more.
+    Pause,
     /// The queue has no room above the reserve for reads.
     NoRoom,
-    /// An integrity pass waits for this folio.
-    Blocked(FrameId),
-    /// The queue refused a command: its folios are dirty again. The queue has failed.
-    Refused,
-}
-
-/// What one step submitted.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Submitted {
-    pub pass: PassTag,
-    pub commands: u64,
-    pub pages: u64,
+    /// An integrity pass waits for the folio that its state names.
+    Blocked,
 }
 
 /// What a pass works with: one shard's cache and queue.
+#[derive(Debug)]
 pub(crate) struct Issuer<'a> {
     pub cache: &'a ShardCache,
     pub queue: &'a mut QueuePair<ShardPayload>,
     pub runs: &'a mut RunPool,
     pub watch: &'a mut DeviceWatch,
-    pub counters: &'a ShardCounters,
+    pub link: &'a ShardLink,
     pub now_ns: u64,
     /// Commands of the queue that writeback leaves to reads.
     pub reserve: u32,
 }
 
 impl Issuer<'_> {
-    /// Runs a pass for one step: about `pages_max` pages, and never into the reserve of the queue.
-    pub(crate) fn step(
+    /// Whether there is room for the commands of another run.
+    pub(super) fn has_room(&self, shape: &MappingShape) -> bool {
+        // Where a block takes several commands, there must be room for all of them.
+        self.queue.free_commands() >= self.reserve + shape.block_commands_max()
+    }
+
+    pub(super) fn start_run(&mut self, shape: &MappingShape, page: u64, group: RunGroup) -> FolioRun {
+        let mut run = self.runs.start(shape, page);
+        run.group = group;
+        run
+    }
+
+    /// Whether the last command of a pass is better written through: where it is the only one, and nothing else awaits a
+    /// Flush, a single command with FUA takes the place of a write and a Flush after it (WB-21).
+    ///
+    /// That nothing else awaits one is only a reason to choose FUA, never a promise: whoever waits for durability looks
+    /// again when all writes of its range have ended, and other writes that completed meanwhile were counted then.
+    pub(super) fn fua_of_last(
+        &self,
+        state: &PassState,
+        shape: &MappingShape,
+        durability: &Durability,
+    ) -> Fua {
+        let is_single = state.mode == SyncMode::All && state.commands == 0 && shape.block_commands_max() == 1;
+        if is_single && durability.prefers_fua() { Fua::Yes } else { Fua::No }
+    }
+
+    /// Puts a run into the queue. `Err` gives it back: the queue has failed.
+    pub(super) fn submit(
         &mut self,
         shape: &MappingShape,
-        state: &mut PassState,
-        pages_max: u64,
-    ) -> (Issued, Submitted) {
-        state.span.step_begins(self, shape, state.mode, &state.rest);
-        let (issued, done) = self.walk(shape, state, pages_max);
-        state.span.step_ended(issued, &done, &self.cache.shared.marked[shape.slot as usize]);
-        (issued, done)
+        run: FolioRun,
+        pass: PassTag,
+    ) -> Result<(), FolioRun> {
+        let (pages, fua) = (run.range(), run.fua);
+        submit_write(self.queue, self.watch, shape, run)?;
+        let counters = &self.link.counters;
+        bump(&counters.write_commands, 1);
+        bump(&counters.pages_written, pages.end - pages.start);
+        bump(&counters.fua_commands, u64::from(fua == Fua::Yes));
+        events::write_issued(self, shape, &pages, pass);
+        Ok(())
     }
 
-    fn walk(&mut self, shape: &MappingShape, state: &mut PassState, pages_max: u64) -> (Issued, Submitted) {
-        let mut done = Submitted { pass: state.span.tag(state.mode), commands: 0, pages: 0 };
-        // Where a block takes several commands, there must be room for all of them.
-        let reserve = self.reserve + shape.block_commands_max() - 1;
-        let mut pass = WritebackPass::new(self.cache, shape, state);
-        let mut run: Option<FolioRun> = None;
-        let mut marked = 0;
-        let ended = loop {
-            if run.is_none() {
-                if marked >= pages_max {
-                    break Issued::Budget;
-                }
-                if self.queue.free_commands() <= reserve {
-                    break Issued::NoRoom;
-                }
-            }
-            match pass.next() {
-                Next::Folio(part) => {
-                    let fits =
-                        run.as_ref().map_or(u64::MAX, |run| run.room_for(shape, part.page, part.pages));
-                    if fits == 0 {
-                        let full = run.take().expect("what has no room is a run");
-                        if let Err(refused) = self.submit(shape, full, &mut done) {
-                            pass.put_back(part);
-                            self.give_up(&mut pass, shape, refused);
-                            break Issued::Refused;
-                        }
-                        // What follows opens a run of its own; only if there's a command for it.
-                        pass.put_back(part);
-                        continue;
-                    }
-                    let run = run.get_or_insert_with(|| self.runs.start(shape, part.page));
-                    let fits = run.room_for(shape, part.page, part.pages);
-                    let (page, frame, pages) = pass.start_writeback(part, fits);
-                    run.append(shape, page, frame, pages);
-                    marked += pages;
-                }
-                Next::Blocked(frame) => break Issued::Blocked(frame),
-                Next::End => break Issued::End,
-            }
-        };
-        if let Some(run) = run
-            && let Err(refused) = self.submit(shape, run, &mut done)
-        {
-            self.give_up(&mut pass, shape, refused);
-            return (Issued::Refused, done);
-        }
-        (ended, done)
-    }
-
-    fn submit(&mut self, shape: &MappingShape, run: FolioRun, done: &mut Submitted) -> Result<(), FolioRun> {
-        let range = run.range();
-        let (lba, blocks) = (shape.lba(range.start), shape.blocks(&range));
-        let payload = ShardPayload { kind: PayloadKind::Write(run), watch_epoch: self.watch.epoch() };
-        let Err(rejected) =
-            self.queue.submit(&shape.namespace, Io::Write { lba, blocks, fua: Fua::No }, payload)
-        else {
-            self.watch.submitted();
-            done.commands += 1;
-            done.pages += range.end - range.start;
-            events::write_issued(self, shape, &range, done.pass);
-            return Ok(());
-        };
-        tracing::error!(reason = %rejected.reason, "the queue refused a write; its folios stay dirty");
-        match rejected.payload.kind {
-            PayloadKind::Write(run) => Err(run),
-            _ => unreachable!("a rejected payload comes back as it was given"),
-        }
-    }
-
-    /// The queue refused a run: its folios end writeback dirty (WB-11, WB-17).
-    fn give_up(&mut self, pass: &mut WritebackPass<'_>, shape: &MappingShape, run: FolioRun) {
-        pass.clean_started();
-        self.cache.end_writeback(shape, run.first_page, run.pages(), Written::No);
+    /// The queue refused a run, whose marks are those of a write in flight: its folios end writeback dirty.
+    pub(super) fn give_up(&mut self, shape: &MappingShape, run: FolioRun) -> Error {
+        self.cache.end_writeback(shape, run.first_page, run.pages(), Written::Refused);
         self.runs.end(run);
+        self.link.fail("its queue refuses commands");
+        self.link.failure().unwrap_or(Error::Closed)
+    }
+
+    pub(super) fn count_postponed(&self, pages: u64) {
+        bump(&self.link.counters.pages_postponed, pages);
+    }
+}
+
+/// Submits the write of a run, the first time or again. `Err` gives it back: the queue has no room, or has failed.
+pub(crate) fn submit_write(
+    queue: &mut QueuePair<ShardPayload>,
+    watch: &mut DeviceWatch,
+    shape: &MappingShape,
+    run: FolioRun,
+) -> Result<(), FolioRun> {
+    let range = run.range();
+    let write = Io::Write { lba: shape.lba(range.start), blocks: shape.blocks(&range), fua: run.fua };
+    let payload = ShardPayload { kind: PayloadKind::Write(run), watch_epoch: watch.epoch() };
+    let Err(rejected) = queue.submit(&shape.namespace, write, payload) else {
+        watch.submitted();
+        return Ok(());
+    };
+    tracing::error!(reason = %rejected.reason, "the queue refused a write; its folios stay dirty");
+    match rejected.payload.kind {
+        PayloadKind::Write(run) => Err(run),
+        _ => unreachable!("a rejected payload comes back as it was given"),
+    }
+}
+
+impl WritebackPass<'_> {
+    /// Drives the pass to the end of its step: every folio is written, or as `callback` says.
+    pub(crate) fn drive(mut self, callback: Option<&Callback>) -> Issued {
+        loop {
+            let folio = match self.next() {
+                PassStep::Folio(folio) => folio,
+                PassStep::Wait { .. } => return Issued::Blocked,
+                PassStep::Pause => break,
+                PassStep::End => return Issued::End,
+            };
+            match callback.map_or(Ok(Disposition::Write), |callback| callback.ask(&folio)) {
+                Ok(Disposition::Write) => folio.write(),
+                Ok(Disposition::NotNow) => drop(folio),
+                Err(panicked) => {
+                    drop(folio);
+                    self.fail(panicked);
+                }
+            }
+        }
+        self.issued()
     }
 }

@@ -1,13 +1,19 @@
 //! Writeback: what is written when, in which order, and when it is durable.
 //!
-//! A [`pass`] walks the tagged folios of one mapping in one shard in ascending order and hands them out locked;
-//! [`issue`] turns them into commands, one a contiguous run; [`flusher`] decides about background passes;
-//! [`sync`] carries out what a caller's `sync` asks of a shard; [`commit`] makes one device flush serve all who
-//! wait; [`events`] is what a trace shows of it all. None of it knows file names; the order of locks and the rules by number stand in ARCHITECTURE.md.
+//! [`control`] says what is asked of a pass. A [`pass`] walks the tagged folios of one mapping in one shard in
+//! ascending order and hands them out locked; [`issue`] turns them into commands, one a contiguous run; a [`callback`]
+//! may put folios off. [`flusher`] decides about background passes, [`poison`] about pages whose write failed; [`sync`]
+//! is what a caller's `sync` waits for in a shard; [`commit`] makes one device flush serve all who wait; [`guard`]
+//! keeps reclaim from writing; [`events`] is what a trace shows of it all. None of it knows requests or file names; the rules by number stand in ARCHITECTURE.md.
 
+pub(crate) mod callback;
 pub(crate) mod commit;
+pub(crate) mod control;
 pub(crate) mod events;
 pub(crate) mod flusher;
+pub(crate) mod guard;
 pub(crate) mod issue;
 pub(crate) mod pass;
+pub(crate) mod poison;
+pub(crate) mod ranges;
 pub(crate) mod sync;

@@ -122,6 +122,7 @@ impl Setup {
             namespace: 1,
             start_bytes: MAPPING_SPACE * mapping as u64,
             len_bytes: Some((WINDOW_STARTS[1] + WINDOW_PAGES - 1) * PAGE + last_bytes),
+            ..Default::default()
         }
     }
 

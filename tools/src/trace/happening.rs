@@ -25,9 +25,11 @@ pub(crate) struct Happening {
 pub(crate) enum Reason {
     Sync,
     DirtyLimit,
-    FramesNeeded,
-    Interval,
+    Reclaim,
+    Expiry,
     Close,
+    Caller,
+    Poisoned,
     /// One that this program doesn't know.
     Other,
 }
@@ -37,8 +39,10 @@ impl Reason {
         match name {
             "sync" => Self::Sync,
             "dirty_limit" => Self::DirtyLimit,
-            "frames_needed" => Self::FramesNeeded,
-            "interval" => Self::Interval,
+            "reclaim" => Self::Reclaim,
+            "expiry" => Self::Expiry,
+            "caller" => Self::Caller,
+            "poisoned" => Self::Poisoned,
             "close" => Self::Close,
             _ => Self::Other,
         }
@@ -49,8 +53,10 @@ impl Reason {
         match self {
             Self::Sync => "sync",
             Self::DirtyLimit => "dirty limit",
-            Self::FramesNeeded => "frames needed",
-            Self::Interval => "interval",
+            Self::Reclaim => "frames needed",
+            Self::Expiry => "expiry",
+            Self::Caller => "caller",
+            Self::Poisoned => "poisoned pages",
             Self::Close => "close",
             Self::Other => "another reason",
         }

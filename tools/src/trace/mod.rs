@@ -301,9 +301,11 @@ impl Passes {
         let all = [
             Reason::Sync,
             Reason::DirtyLimit,
-            Reason::FramesNeeded,
-            Reason::Interval,
+            Reason::Reclaim,
+            Reason::Expiry,
             Reason::Close,
+            Reason::Caller,
+            Reason::Poisoned,
             Reason::Other,
         ];
         let of = |reason| history.passes.iter().filter(|pass| pass.reason == reason).count() as u64;

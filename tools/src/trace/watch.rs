@@ -122,7 +122,7 @@ mod tests {
             tracing::error!("something else");
             tracing::debug!(
                 name: "writeback_single_inode_start", target: WRITEBACK_TARGET,
-                { shard = 0usize, mapping = 1u16, pass = 8u64, reason = "interval", mode = "none",
+                { shard = 0usize, mapping = 1u16, pass = 8u64, reason = "expiry", mode = "none",
                   first_page = 0u64, end_page = 9u64, dirty = 5u32, now_ns = 60u64 }, ""
             );
             tracing::trace!(
@@ -140,7 +140,7 @@ mod tests {
                 Kind::PassBegan {
                     mapping: 1,
                     pass: 8,
-                    reason: Reason::Interval,
+                    reason: Reason::Expiry,
                     mode: Mode::Background,
                     pages: 0..9,
                     dirty: 5
