@@ -15,7 +15,8 @@ use crate::target::Target;
 /// ?iommu=group|iommufd to choose the kernel's interface; vfio-noiommu:ADDRESS without an IOMMU), emu:PATH?size=SIZE
 /// for an emulated controller on an image file, emu:ram?size=SIZE for one in memory, emu:null?size=SIZE for one that
 /// moves no data. More parameters of emu: lba=512|4096, mdts=SIZE, queues=N,
-/// entries=N, vwc=0|1, latency_us=N, noiob=BLOCKS, ns=N, engine=auto|uring|plain, direct=auto|on|off.
+/// entries=N, vwc=0|1, latency_us=N, read_bps=RATE, write_bps=RATE (200MB/s), noiob=BLOCKS, ns=N,
+/// engine=auto|uring|plain, direct=auto|on|off.
 ///
 /// Results go to standard output, everything else to standard error. RUST_LOG=info shows what happens inside.
 #[derive(Debug, Parser)]

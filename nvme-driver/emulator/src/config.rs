@@ -7,6 +7,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::bandwidth::Bandwidth;
 use crate::clock::Clock;
 
 /// Smallest memory page of the controller (CAP.MPSMIN = 0) and the unit of MDTS, in bytes.
@@ -42,6 +43,8 @@ pub struct EmulatedConfig {
     pub volatile_write_cache: bool,
     /// How long commands take, on top of what the backing takes.
     pub latency: Latency,
+    /// How fast data moves, transfer after transfer.
+    pub bandwidth: Bandwidth,
     /// Optimal I/O boundary reported in Identify Namespace NOIOB, in blocks; 0 reports none.
     pub noiob_blocks: u16,
     /// AWUPF: blocks written atomically across a power failure, zero-based, in units aligned to their size.
@@ -239,6 +242,7 @@ impl EmulatedConfig {
             queue_entries_max: 1024,
             volatile_write_cache: true,
             latency: Latency::default(),
+            bandwidth: Bandwidth::default(),
             noiob_blocks: 0,
             awupf_z: 0,
             power_loss_model: false,
@@ -276,6 +280,8 @@ impl EmulatedConfig {
         in_range("queues", self.queue_pairs_max.into(), 1, QUEUE_PAIRS_LIMIT.into())?;
         in_range("entries", self.queue_entries_max.into(), 2, QUEUE_ENTRIES_LIMIT.into())?;
         in_range("mdts", self.mdts.into(), 0, MDTS_LIMIT.into())?;
+        in_range("read_bps", self.bandwidth.read_bps, 0, Bandwidth::BPS_MAX)?;
+        in_range("write_bps", self.bandwidth.write_bps, 0, Bandwidth::BPS_MAX)?;
         for namespace in &self.namespaces {
             self.validate_namespace(*namespace)?;
         }
@@ -377,12 +383,14 @@ mod tests {
     #[test]
     fn each_limit_is_enforced_on_both_sides() {
         let valid = EmulatedConfig::ram(1 << 20, 4096);
-        let broken: [(&str, EmulatedConfig); 7] = [
+        let too_fast = Bandwidth { write_bps: Bandwidth::BPS_MAX + 1, read_bps: 0 };
+        let broken: [(&str, EmulatedConfig); 8] = [
             ("queues", EmulatedConfig { queue_pairs_max: 0, ..valid.clone() }),
             ("queues", EmulatedConfig { queue_pairs_max: 1025, ..valid.clone() }),
             ("entries", EmulatedConfig { queue_entries_max: 1, ..valid.clone() }),
             ("entries", EmulatedConfig { queue_entries_max: 65_537, ..valid.clone() }),
             ("mdts", EmulatedConfig { mdts: 17, ..valid.clone() }),
+            ("write_bps", EmulatedConfig { bandwidth: too_fast, ..valid.clone() }),
             ("ns", EmulatedConfig { namespaces: vec![], ..valid.clone() }),
             ("awupf", EmulatedConfig { awupf_z: 2, ..valid.clone() }),
         ];

@@ -11,6 +11,7 @@ use crate::attachment::{Attachment, EmulatedTransport};
 use crate::backing::file::{FileStore, OpenRequest};
 use crate::backing::ram::RamStore;
 use crate::backing::{Extent, Medium};
+use crate::bandwidth::TransferPath;
 use crate::clock::RunningClock;
 use crate::config::{ATOMIC_BYTES_MAX, Backing, EmulatedConfig, Latency};
 use crate::fault::{Action, Candidate, Fault, FaultTable};
@@ -42,6 +43,8 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     /// `None` when nothing is delayed, so that the hot path asks for no class.
     pub(crate) latency: Option<Latency>,
+    /// `None` when data moves in no time.
+    pub(crate) path: Option<TransferPath>,
     pub(crate) medium: Medium,
     clock: RunningClock,
     /// Moves on whenever mappings, faults or the observer change; queues then take new snapshots.
@@ -81,6 +84,7 @@ impl EmulatedController {
             name,
             limits: Limits::new(namespaces, config.mdts),
             latency: (!config.latency.is_zero()).then_some(config.latency),
+            path: (!config.bandwidth.is_unlimited()).then(|| TransferPath::new(config.bandwidth)),
             medium,
             clock: RunningClock::start(&config.clock),
             generation: AtomicU64::new(0),

@@ -30,6 +30,7 @@
 mod admin;
 mod attachment;
 mod backing;
+pub mod bandwidth;
 pub mod clock;
 pub mod config;
 mod controller;
@@ -55,6 +56,7 @@ mod tests;
 use std::io::Error;
 use std::path::PathBuf;
 
+pub use bandwidth::Bandwidth;
 pub use clock::{Clock, ManualClock};
 pub use config::{Backing, ConfigError, Direct, EmulatedConfig, FileEngine, Latency, NamespaceConfig};
 pub use controller::EmulatedController;

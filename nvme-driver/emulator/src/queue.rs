@@ -325,6 +325,14 @@ impl QueueGroup {
         if self.view.observer.is_some() {
             self.observe(index, command, &request);
         }
+        if let Some(path) = &device.shared.path {
+            // Only what is carried out takes the path: a command that a fault ended moves no data.
+            delay_ns = delay_ns.saturating_add(match request.kind {
+                RequestKind::Read => path.read_ns(request.len_bytes(), device.shared.now_ns()),
+                RequestKind::Write => path.write_ns(request.len_bytes(), device.shared.now_ns()),
+                _ => 0,
+            });
+        }
         self.start(index, command, &request, Ending { delay_ns, status: late_status }, device);
     }
 

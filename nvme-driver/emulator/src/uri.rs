@@ -17,6 +17,7 @@
 //! | `vwc` | volatile write cache, 0 or 1 | 1 |
 //! | `latency_us` | modelled latency of every command, in microseconds | 0 |
 //! | `read_latency_us`, `write_latency_us`, `flush_latency_us` | the same for one class | `latency_us` |
+//! | `read_bps`, `write_bps` | bytes per second that data moves, written as a size with or without `/s`; 0 for no limit | 0 |
 //! | `noiob` | optimal I/O boundary in blocks, 0 for none | 0 |
 //! | `awupf` | blocks written atomically across a power failure, zero-based | 0 |
 //! | `model` | power-loss model, 0 or 1 | 0 |
@@ -28,12 +29,13 @@
 
 use std::time::Duration;
 
+use crate::bandwidth::Bandwidth;
 use crate::config::{
     Backing, ConfigError, Direct, EmulatedConfig, FileEngine, Latency, MDTS_LIMIT, NamespaceConfig,
     PAGE_BYTES_MIN,
 };
 
-const PARAMETERS: [&str; 17] = [
+const PARAMETERS: [&str; 19] = [
     "size",
     "lba",
     "ns",
@@ -45,6 +47,8 @@ const PARAMETERS: [&str; 17] = [
     "read_latency_us",
     "write_latency_us",
     "flush_latency_us",
+    "read_bps",
+    "write_bps",
     "noiob",
     "awupf",
     "model",
@@ -131,6 +135,17 @@ impl<'a> Parameters<'a> {
             name,
             value: value.to_owned(),
             expected: "a size in bytes is expected, such as 1048576, 512k, 4KiB, 1GiB or 10G".to_owned(),
+        })
+    }
+
+    /// The named parameter as bytes per second; 0, which sets no limit, where it isn't given.
+    fn rate(&self, name: &'static str) -> Result<u64, ConfigError> {
+        let Some(value) = self.value(name) else { return Ok(0) };
+        parse_size(value.strip_suffix("/s").unwrap_or(value)).ok_or_else(|| ConfigError::Unreadable {
+            name,
+            value: value.to_owned(),
+            expected: "bytes per second are expected, such as 200MB/s, 3GiB/s or 1048576; 0 for no limit"
+                .to_owned(),
         })
     }
 
@@ -221,6 +236,7 @@ impl<'a> Parameters<'a> {
                 write: self.duration_us("write_latency_us", latency)?,
                 flush: self.duration_us("flush_latency_us", latency)?,
             },
+            bandwidth: Bandwidth { read_bps: self.rate("read_bps")?, write_bps: self.rate("write_bps")? },
             noiob_blocks: self.number_u16("noiob", 0, 0)?,
             awupf_z: self.number_u16("awupf", 0, 0)?,
             power_loss_model: self.switch("model", false)?,
@@ -281,7 +297,7 @@ mod tests {
     fn a_ram_uri_sets_every_field_it_names() {
         let config = EmulatedConfig::parse_uri(
             "emu:ram?size=10G&lba=512&ns=2&mdts=128KiB&queues=3&entries=64&vwc=0&latency_us=5&flush_latency_us=9\
-             &noiob=256&awupf=7&model=1&serial=ABC",
+             &write_bps=200MB/s&noiob=256&awupf=7&model=1&serial=ABC",
         )
         .unwrap();
         assert_eq!(config.backing, Backing::Ram);
@@ -290,6 +306,7 @@ mod tests {
         assert!(!config.volatile_write_cache);
         assert_eq!(config.latency.read, Duration::from_micros(5));
         assert_eq!(config.latency.flush, Duration::from_micros(9));
+        assert_eq!(config.bandwidth, Bandwidth { read_bps: 0, write_bps: 200 << 20 });
         assert_eq!((config.noiob_blocks, config.awupf_z), (256, 7));
         assert!(config.power_loss_model);
         assert_eq!(config.serial, "ABC");
@@ -337,6 +354,8 @@ mod tests {
             ("emu:ram?size=1G&queues=0", "1 to"),
             ("emu:ram?size=1G&entries=1", "2 to 65536"),
             ("emu:ram?size=1G&vwc=yes", "0 to 1"),
+            ("emu:ram?size=1G&write_bps=fast", "such as 200MB/s"),
+            ("emu:ram?size=1G&read_bps=2T/s", "0 to 1099511627776 are allowed"),
             ("emu:ram?size=1G&mdts=100k", "8KiB to 256MiB"),
             ("emu:ram?size=1G&engine=uring", "emu:PATH"),
             ("emu:x.img?engine=fast", "auto, uring, plain"),

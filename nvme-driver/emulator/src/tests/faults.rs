@@ -7,7 +7,9 @@ use foliant_nvme_spec::command::AbortCdw10;
 use foliant_nvme_spec::{AdminOpcode, Command, NvmOpcode, Status, StatusCode};
 
 use super::host::{DATA, Host, PAGE, admin_command, flush};
-use crate::{Action, Clock, EmulatedConfig, Fault, Latency, ManualClock, Match, ObservedEvent, Turn};
+use crate::{
+    Action, Bandwidth, Clock, EmulatedConfig, Fault, Latency, ManualClock, Match, ObservedEvent, Turn,
+};
 
 fn manual(latency: Latency) -> (Host, Arc<ManualClock>) {
     let clock = ManualClock::new();
@@ -98,6 +100,32 @@ fn latency_goes_by_the_class_of_the_command() {
         assert_eq!(host.queue.take().unwrap().dw3.cid(), *cid);
     }
     assert_eq!(host.queue.pump().next_due_ns, None);
+}
+
+#[test]
+fn transfers_share_one_path_and_a_read_waits_behind_writes() {
+    let clock = ManualClock::new();
+    let config = EmulatedConfig {
+        clock: Clock::Manual(Arc::clone(&clock)),
+        bandwidth: Bandwidth { read_bps: 4_096_000, write_bps: 2_048_000 },
+        latency: Latency { read: Duration::from_micros(100), ..Latency::default() },
+        ..EmulatedConfig::ram(1 << 20, 4096)
+    };
+    let mut host = Host::boot(config);
+    let writes = [0, 1].map(|slba| host.transfer(NvmOpcode::WRITE, slba, 1, DATA, PAGE));
+    let read = read_of(&host, 2);
+    let cids = [writes[0], writes[1], flush(), read].map(|command| host.queue.submit(command));
+    host.queue.ring();
+    let pumped = host.queue.pump();
+    assert_eq!((pumped.posted, pumped.in_flight, pumped.next_due_ns), (1, 3, Some(2_000_000)));
+    assert_eq!(host.queue.take().unwrap().dw3.cid(), cids[2], "a flush moves no data");
+    for (wait_us, cid) in [(2000, cids[0]), (2000, cids[1]), (1100, cids[3])] {
+        clock.advance(Duration::from_micros(wait_us - 1));
+        assert_eq!(host.queue.pump().posted, 0);
+        clock.advance(Duration::from_micros(1));
+        assert_eq!(host.queue.pump().posted, 1);
+        assert_eq!(host.queue.take().unwrap().dw3.cid(), cid);
+    }
 }
 
 #[test]
