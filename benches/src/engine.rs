@@ -60,6 +60,7 @@ impl DrivenEngine {
 pub fn quiet_options() -> EngineOptions {
     EngineOptions {
         dirty_background_percent: 90,
+        dirty_percent: 100,
         flush_interval: Duration::from_secs(24 * 3600),
         ..EngineOptions::default()
     }

@@ -30,6 +30,7 @@ use crate::shard::{Shard, ShardLimits};
 use crate::stats::EngineStats;
 use crate::table::MappingTable;
 use crate::writeback::commit::Durability;
+use crate::writeback::throttle::DirtyLimits;
 
 /// What handles and the engine share.
 #[derive(Debug)]
@@ -108,7 +109,7 @@ impl Engine {
         let inner = Arc::new(EngineInner {
             links: shards.iter().map(|shard| shard.link().clone()).collect(),
             table: MappingTable::new(),
-            request_pages_max: (frames / shards.len() as u64 / 8).clamp(1, GRANTS_MAX as u64),
+            request_pages_max: request_pages_max(frames / shards.len() as u64),
             namespaces: controller.namespaces().to_vec(),
             identity: controller.identity().clone(),
             durability,
@@ -258,10 +259,11 @@ impl Engine {
             stats.readahead_pages_used += link.hits.first_uses();
             stats.readahead_dropped += link.readahead.refused();
             stats.requests += link.requests.load(Ordering::Relaxed);
-            let dirty = link.cache.marked.iter().map(|marked| u64::from(marked.dirty()));
-            stats.dirty_pages += dirty.sum::<u64>();
-            let poisoned = link.cache.marked.iter().map(|marked| u64::from(marked.poisoned()));
-            stats.poisoned_pages += poisoned.sum::<u64>();
+            for marked in &link.cache.marked {
+                stats.dirty_pages += u64::from(marked.dirty());
+                stats.writeback_pages += u64::from(marked.writeback());
+                stats.poisoned_pages += u64::from(marked.poisoned());
+            }
         }
         stats.metadata_bytes = self.inner.fixed_metadata_bytes + stats.tag_nodes * TagTree::NODE_BYTES as u64;
         stats
@@ -396,29 +398,40 @@ fn build_shards(controller: &Controller, options: &EngineOptions, count: usize) 
     let device_pages = controller.namespaces().iter().map(pages).fold(0, u64::saturating_add);
     // Of each mapping a shard may hold a stripe more than its share.
     let local_pages = if count == 1 { device_pages } else { device_pages / count as u64 };
-    let background = frames * u64::from(options.dirty_background_percent) / 100;
+    let dirty = DirtyLimits::new(
+        frames,
+        options.dirty_background_percent,
+        options.dirty_percent,
+        request_pages_max(frames),
+    );
     let limits = ShardLimits {
         pin_wait_ns: nanoseconds(options.pin_wait),
         command_timeout_ns: nanoseconds(options.command_timeout),
         flush_interval_ns: nanoseconds(options.flush_interval),
-        background_pages: background,
+        dirty,
         command_pages_max: controller.identity().max_transfer_bytes as usize / PAGE_BYTES,
     };
     (0..count)
         .map(|shard| {
             let buffer = controller.arena().allocate(frames as usize * PAGE_BYTES);
             let buffer = buffer.map_err(foliant_nvme::DriverError::from)?;
-            let cache = ShardCache::new(shard, FrameMemory::new(buffer), local_pages);
+            let cache = ShardCache::new(shard, FrameMemory::new(buffer), local_pages, &dirty);
             let cache = cache.map_err(|error| Error::Os {
                 what: "cannot map memory for the cache's tables (choose a smaller cache)",
                 source: Arc::new(error),
             })?;
-            let (link, inbox) = ShardLink::new(shard, cache.shared.clone(), options, background as u32 + 1)?;
+            let (link, inbox) =
+                ShardLink::new(shard, cache.shared.clone(), options, dirty.background as u32 + 1)?;
             let queue = controller.queue_pair()?;
             let watch = DeviceWatch::new(limits.command_timeout_ns);
             Ok(Shard::new(link, inbox, cache, queue, limits.clone(), watch))
         })
         .collect()
+}
+
+/// Pages that one request may ask for in a shard of `frames` frames: so that a few requests never need all.
+fn request_pages_max(frames: u64) -> u64 {
+    (frames / 8).clamp(1, GRANTS_MAX as u64)
 }
 
 /// Spawns the shards' threads, unless the caller drives.

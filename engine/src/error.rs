@@ -74,6 +74,36 @@ pub enum Error {
         /// Why dirty pages can't be written, if the last write failed.
         cause: Option<Box<Error>>,
     },
+    /// A writer waited at the dirty limits and nothing was written until the deadline.
+    #[error(
+        "{dirty_pages} of at most {limit_pages} pages of the shard stayed dirty for {waited:?}: {}",
+        match cause {
+            Some(cause) => format!("they cannot be written, since {cause}"),
+            None => "release pins of dirty pages, look after a device that stands still, or open the engine with a \
+                     larger dirty_percent or cache".to_owned(),
+        }
+    )]
+    DirtyLimit {
+        /// How long the writer waited.
+        waited: Duration,
+        /// Pages of the shard that are dirty, under writeback, or held by writers that were let on.
+        dirty_pages: u64,
+        /// The shard's hard limit.
+        limit_pages: u64,
+        /// Why dirty pages can't be written, if the last write failed.
+        cause: Option<Box<Error>>,
+    },
+    /// A writer that doesn't want to wait would have been slowed: too much is dirty.
+    #[error(
+        "{dirty_pages} of at most {limit_pages} pages of the shard are dirty; try again when the device has written \
+         some, or use the form that waits"
+    )]
+    Throttled {
+        /// Pages of the shard that are dirty, under writeback, or held by writers that were let on.
+        dirty_pages: u64,
+        /// The shard's hard limit.
+        limit_pages: u64,
+    },
     /// All reply slots of a shard stayed taken: by requests that wait, or by futures that were answered and never
     /// polled again.
     #[error(
@@ -214,10 +244,11 @@ impl From<Error> for std::io::Error {
             | Error::Mapping { .. }
             | Error::Option { .. }
             | Error::Uri { .. } => std::io::ErrorKind::InvalidInput,
-            Error::TryAgain { .. } => std::io::ErrorKind::WouldBlock,
-            Error::CacheFull { .. } | Error::PinnedTooLong { .. } | Error::TooManyRequests { .. } => {
-                std::io::ErrorKind::TimedOut
-            }
+            Error::TryAgain { .. } | Error::Throttled { .. } => std::io::ErrorKind::WouldBlock,
+            Error::CacheFull { .. }
+            | Error::DirtyLimit { .. }
+            | Error::PinnedTooLong { .. }
+            | Error::TooManyRequests { .. } => std::io::ErrorKind::TimedOut,
             Error::Closed => std::io::ErrorKind::NotConnected,
             _ => std::io::ErrorKind::Other,
         };

@@ -55,6 +55,7 @@ pub use foliant_nvme::{ArenaBacking, CommandError, ControllerIdentity, Iova, Lba
 pub use mapping::{Mapping, MappingOptions, RetryPolicy};
 pub use options::{EngineOptions, Hugepages, ShardThreads};
 pub use pin::{PagePin, PagePinMut};
+pub use shard::balance::DirtyMemory;
 pub use shard::{Shard, Step};
 pub use stats::EngineStats;
 pub use writeback::callback::{Disposition, WritebackCallback};

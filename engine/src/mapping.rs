@@ -1,6 +1,7 @@
 //! Mappings: a range of a namespace as bytes and pages in the cache.
 
 mod readahead;
+mod try_again;
 
 use std::fmt;
 use std::future::Future;
@@ -9,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 
+use crate::cache::balance::ReservedPages;
 use crate::cache::errseq::ErrorCursor;
 use crate::cache::folio::{Access, FolioOrder, FrameId};
 use crate::cache::frames::PAGE_BYTES;
@@ -19,7 +21,7 @@ use crate::reply::{GRANTS_MAX, Grants, block_on};
 use crate::shard::link::{RequestFuture, ShardLink};
 use crate::shard::open::OpenMapping;
 use crate::shard::passes::PassOrder;
-use crate::shard::request::{Request, Want};
+use crate::shard::request::{Pacing, Request, Want};
 use crate::writeback::callback::{self, Callback, WritebackCallback};
 use crate::writeback::control::{
     Context, PassEnd, SyncMode, WritebackControl, WritebackOutcome, WritebackRange,
@@ -190,11 +192,12 @@ impl Mapping {
     /// # Errors
     /// [`Error::OutOfRange`]; [`Error::Device`] when a page that is overwritten in part can't be read;
     /// [`Error::NamespaceFailed`] after a failed flush; [`Error::CacheFull`] and [`Error::PinnedTooLong`] when
-    /// others hold what is needed. After an error a prefix of `data` may have been written.
+    /// others hold what is needed; [`Error::DirtyLimit`] when too much is dirty and the device doesn't write it. After
+    /// an error a prefix of `data` may have been written.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.check_write(offset, data.len())?;
         let done = self.write_hits(offset, data);
-        if done == data.len() { Ok(()) } else { block_on(self.write_rest(offset, data, done)) }
+        if done == data.len() { Ok(()) } else { block_on(self.write_rest(offset, data, done, Pacing::Wait)) }
     }
 
     /// As [`write_at`](Self::write_at), without blocking the thread. Dropping the future midway leaves a prefix
@@ -205,7 +208,7 @@ impl Mapping {
     pub async fn write_at_async(&self, offset: u64, data: &[u8]) -> Result<()> {
         self.check_write(offset, data.len())?;
         let done = self.write_hits(offset, data);
-        self.write_rest(offset, data, done).await
+        self.write_rest(offset, data, done, Pacing::Wait).await
     }
 
     /// Pins a page for reading in place. A hit takes no lock and sends no message.
@@ -243,7 +246,8 @@ impl Mapping {
         }
     }
 
-    /// Pins a page exclusively, for changing it in place; it is dirty when the pin is released after a change.
+    /// Pins a page exclusively, for changing it in place; it is dirty when the pin is released after a change. Where too
+    /// much is dirty, this waits as a write does.
     ///
     /// # Errors
     /// As [`write_at`](Self::write_at).
@@ -256,7 +260,7 @@ impl Mapping {
                 pin.link.hits.write(1);
                 Ok(pin)
             }
-            None => block_on(self.pin_mut_slow(page)),
+            None => block_on(self.pin_mut_slow(page, Pacing::Wait)),
         }
     }
 
@@ -272,7 +276,7 @@ impl Mapping {
                 pin.link.hits.write(1);
                 Ok(pin)
             }
-            None => self.pin_mut_slow(page).await,
+            None => self.pin_mut_slow(page, Pacing::Wait).await,
         }
     }
 
@@ -617,7 +621,14 @@ impl Mapping {
             Ok(place) => {
                 let single = place.order == FolioOrder(0) || pages == 1;
                 let pages = if single { 1 } else { link.cache.writable_pages(frame, place, pages) };
-                Some(self.exclusive_pin(link, first, frame, pages))
+                // Where too much is dirty, the shard says when these pages may be, too.
+                let Some((pages, reserved)) = link.cache.may_dirty(frame, pages, &self.open.shape) else {
+                    link.after_release(link.cache.folio(place.head).release_exclusive_unchanged());
+                    return None;
+                };
+                let mut pin = self.exclusive_pin(link, first, frame, pages);
+                pin.reserved = reserved;
+                Some(pin)
             }
             Err(released) => {
                 link.after_release(released);
@@ -642,7 +653,20 @@ impl Mapping {
     ) -> PagePinMut<'a> {
         let len_bytes = self.bytes_of(first, pages);
         let place = link.cache.place(frame);
-        PagePinMut { link, shape: &self.open.shape, place, frame, len_bytes, changed: false }
+        PagePinMut { link, shape: &self.open.shape, place, frame, len_bytes, changed: false, reserved: None }
+    }
+
+    /// A pin of pages that the shard granted exclusively, with `reserved` pages.
+    fn granted_pin<'a>(
+        &'a self,
+        link: &'a ShardLink,
+        first: u64,
+        frame: FrameId,
+        (pages, reserved): (u64, u32),
+    ) -> PagePinMut<'a> {
+        let mut pin = self.exclusive_pin(link, first, frame, pages);
+        pin.reserved = Some(ReservedPages::take_over(&link.cache.balance, reserved));
+        pin
     }
 
     /// Bytes of `pages` pages from `first` on; the last of the mapping may be shorter.
@@ -701,25 +725,29 @@ impl Mapping {
     async fn pin_slow(&self, page: u64) -> Result<PagePin<'_>> {
         let first = self.first(page);
         let (link, count) = (self.link(first), self.open.shape.order.pages());
-        let request = self.request_pages(link, first, count as u32, Want::Pin);
+        let request = self.request_pages(link, first, count as u32, Want::Pin, Pacing::Wait);
         let grants = self.ask_and_read_ahead(request, first..first + count, first + count).await?;
         let (_, frame, _) = grants.iter().next().expect("a request for one page is granted or fails");
         Ok(self.shared_pin(link, first, frame, self.open.shape.order.pages()))
     }
 
-    async fn pin_mut_slow(&self, page: u64) -> Result<PagePinMut<'_>> {
-        let first = self.first(page);
-        let (link, frame) = self.acquire(first, Want::PinMut).await?;
-        Ok(self.exclusive_pin(link, first, frame, self.open.shape.order.pages()))
+    async fn pin_mut_slow(&self, page: u64, pacing: Pacing) -> Result<PagePinMut<'_>> {
+        self.acquire_mut(self.first(page), Want::PinMut, pacing).await
     }
 
-    /// The page that begins at `first`, held as wanted.
-    async fn acquire(&self, first: u64, want: Want) -> Result<(&ShardLink, FrameId)> {
+    /// The page that begins at `first`, held exclusively.
+    async fn acquire_mut(&self, first: u64, want: Want, pacing: Pacing) -> Result<PagePinMut<'_>> {
+        let (link, frame, reserved) = self.acquire(first, want, pacing).await?;
+        Ok(self.granted_pin(link, first, frame, (self.open.shape.order.pages(), reserved)))
+    }
+
+    /// The page that begins at `first`, held as wanted, and how many pages are reserved with it.
+    async fn acquire(&self, first: u64, want: Want, pacing: Pacing) -> Result<(&ShardLink, FrameId, u32)> {
         let link = self.link(first);
         let count = self.open.shape.order.pages() as u32;
-        let grants = self.request_pages(link, first, count, want).await?;
+        let grants = self.request_pages(link, first, count, want, pacing).await?;
         let (_, frame, _) = grants.iter().next().expect("a request for one page is granted or fails");
-        Ok((link, frame))
+        Ok((link, frame, grants.reserved))
     }
 
     fn request_pages<'a>(
@@ -728,8 +756,9 @@ impl Mapping {
         first: u64,
         count: u32,
         want: Want,
+        pacing: Pacing,
     ) -> RequestFuture<'a> {
-        link.request(Request::Pages { mapping: self.open.shape.slot, first, count, want })
+        link.request(Request::Pages { mapping: self.open.shape.slot, first, count, want, pacing })
     }
 
     /// How many pages of 4096 bytes from `first` on, up to `end`, one request may name: whole pages of the mapping.
@@ -748,7 +777,7 @@ impl Mapping {
             let first = wanted / block * block;
             let link = self.link(first);
             let count = self.request_count(first, end);
-            let request = self.request_pages(link, first, count, Want::Fill);
+            let request = self.request_pages(link, first, count, Want::Fill, Pacing::Wait);
             let grants = self.ask_and_read_ahead(request, first..first + u64::from(count), end).await?;
             // Everything that was granted is copied and released before anything else is waited for.
             let mut covered = (wanted - first) as usize;
@@ -770,7 +799,7 @@ impl Mapping {
             }
             if !any {
                 // It was there, or came meanwhile, but couldn't be had at once: wait for its holder.
-                let (link, frame) = self.acquire(first, Want::Copy).await?;
+                let (link, frame, _) = self.acquire(first, Want::Copy, Pacing::Wait).await?;
                 let pin = self.shared_pin(link, first, frame, block);
                 let (from, to, within) = overlap(first, offset, buf.len(), pin.len());
                 let skip = done - from;
@@ -782,7 +811,7 @@ impl Mapping {
         Ok(())
     }
 
-    async fn write_rest(&self, offset: u64, data: &[u8], mut done: usize) -> Result<()> {
+    async fn write_rest(&self, offset: u64, data: &[u8], mut done: usize, pacing: Pacing) -> Result<()> {
         let block = self.open.shape.order.pages();
         while done < data.len() {
             let at = offset + done as u64;
@@ -792,13 +821,12 @@ impl Mapping {
             let mut covered = 0;
             if let (Access::Overwrite, whole) = self.access_for(at, data.len() - done) {
                 let count = self.request_count(first, first + whole);
-                let grants = self.request_pages(link, first, count, Want::Create).await?;
+                let grants = self.request_pages(link, first, count, Want::Create, pacing).await?;
                 covered = self.fill_created(link, first, &grants, offset, data);
                 done = ((first + covered as u64) * PAGE - offset).min(data.len() as u64) as usize;
             }
             if covered == 0 {
-                let (link, frame) = self.acquire(first, Want::Change).await?;
-                let mut pin = self.exclusive_pin(link, first, frame, block);
+                let mut pin = self.acquire_mut(first, Want::Change, pacing).await?;
                 let (from, to, within) = overlap(first, offset, data.len(), pin.len());
                 // The first page may be written from its middle, and an earlier part may be done already.
                 let skip = done - from;
@@ -816,7 +844,7 @@ impl Mapping {
         let mut covered = 0;
         for (position, frame, pages) in grants.iter() {
             let page = first + position as u64;
-            let mut pin = self.exclusive_pin(link, page, frame, pages as u64);
+            let mut pin = self.granted_pin(link, page, frame, (pages as u64, pages as u32));
             let from = (page * PAGE - offset) as usize;
             let count = pin.len();
             pin.copy_from_slice(&data[from..from + count]);

@@ -33,6 +33,12 @@ pub struct EngineOptions {
     pub requests_max: usize,
     /// Share of a shard's frames, in percent, that may be dirty before the flusher writes in the background.
     pub dirty_background_percent: u8,
+    /// Share of a shard's frames, in percent, that may be dirty or on their way to the device at all: above
+    /// `dirty_background_percent`, at most 100. Halfway between the two, writers begin to be slowed towards the rate at
+    /// which the device writes; at this limit they wait. The limit holds for writes. Pages that an application holds by
+    /// [`pin_mut`](crate::Mapping::pin_mut) since before writers were slowed become dirty when it releases them, and
+    /// come on top if they are many (more than 16 in a shard, or an eighth of the way to the limit).
+    pub dirty_percent: u8,
     /// Dirty pages are written after this time at the latest, whatever their number.
     pub flush_interval: Duration,
     /// How long a request waits for a page that others keep pinned, or for a frame, before it is an error.
@@ -54,6 +60,7 @@ impl Default for EngineOptions {
             transfer_bytes_max: 1 << 20,
             requests_max: 256,
             dirty_background_percent: 20,
+            dirty_percent: 40,
             flush_interval: Duration::from_secs(5),
             pin_wait: Duration::from_secs(10),
             command_timeout: Duration::from_secs(30),
@@ -113,6 +120,19 @@ impl EngineOptions {
         if self.dirty_background_percent > 90 {
             return wrong("dirty_background_percent", self.dirty_background_percent, "must be at most 90");
         }
+        if self.dirty_percent > 100 {
+            return wrong("dirty_percent", self.dirty_percent, "must be at most 100");
+        }
+        if self.dirty_percent <= self.dirty_background_percent {
+            return wrong(
+                "dirty_percent",
+                self.dirty_percent,
+                format!(
+                    "must be above dirty_background_percent = {}, or writers would wait before the flusher writes",
+                    self.dirty_background_percent
+                ),
+            );
+        }
         if self.command_timeout.is_zero() {
             return wrong(
                 "command_timeout",
@@ -166,6 +186,8 @@ mod tests {
             (EngineOptions { transfer_bytes_max: 1000, ..Default::default() }, "multiple of 4096"),
             (EngineOptions { requests_max: 0, ..Default::default() }, "requests_max = 0"),
             (EngineOptions { dirty_background_percent: 99, ..Default::default() }, "at most 90"),
+            (EngineOptions { dirty_percent: 20, ..Default::default() }, "dirty_percent = 20: must be above"),
+            (EngineOptions { dirty_percent: 101, ..Default::default() }, "at most 100"),
             (EngineOptions { threads: ShardThreads::Pinned(vec![5000]), ..Default::default() }, "5000"),
             (EngineOptions { threads: ShardThreads::Pinned(vec![]), ..Default::default() }, "as many cores"),
         ];

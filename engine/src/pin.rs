@@ -3,6 +3,7 @@
 use std::ops::{Deref, DerefMut};
 
 use crate::cache::Place;
+use crate::cache::balance::ReservedPages;
 use crate::cache::folio::FrameId;
 use crate::cache::frames::PAGE_BYTES;
 use crate::cache::shape::MappingShape;
@@ -54,6 +55,8 @@ pub struct PagePinMut<'a> {
     pub(crate) frame: FrameId,
     pub(crate) len_bytes: usize,
     pub(crate) changed: bool,
+    /// Given back after the pages have been counted dirty; `None` for a hit below the middle of the dirty limits.
+    pub(crate) reserved: Option<ReservedPages<'a>>,
 }
 
 impl Deref for PagePinMut<'_> {

@@ -49,12 +49,21 @@ pub(crate) struct Grants {
     pub frames: [FrameId; GRANTS_MAX],
     /// What a pass that was asked for came to.
     pub outcome: WritebackOutcome,
+    /// Pages reserved for what is granted exclusively ([`cache::balance`](crate::cache::balance)).
+    pub reserved: u32,
 }
 
 impl Grants {
     pub(crate) fn none() -> Self {
         let outcome = WritebackOutcome::default();
-        Self { hold: Hold::Shared, mask: 0, joined: 0, frames: [FrameId(0); GRANTS_MAX], outcome }
+        Self {
+            hold: Hold::Shared,
+            mask: 0,
+            joined: 0,
+            frames: [FrameId(0); GRANTS_MAX],
+            outcome,
+            reserved: 0,
+        }
     }
 
     /// The answer to who asked for a pass.

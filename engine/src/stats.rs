@@ -76,6 +76,8 @@ macro_rules! counters {
             pub dirty_pages: u64,
             /// Of those, pages whose last write failed for good.
             pub poisoned_pages: u64,
+            /// Pages under writeback now.
+            pub writeback_pages: u64,
             /// Frames of the cache.
             pub frames: u64,
             /// Pages read ahead whose folios somebody has read since.
@@ -165,6 +167,10 @@ counters! {
     congestion_skips,
     /// Pauses of writers, because too many pages were dirty.
     throttle_pauses,
+    /// Nanoseconds that writers have waited for that, all together.
+    throttle_paused_ns,
+    /// The rate at which the device writes, measured: bytes per second; 0 before the first measurement.
+    write_bandwidth,
     /// Commands that the device failed.
     command_errors,
     /// Times that the shard slept.

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use foliant::{Engine, EngineOptions, Hugepages, Mapping, MappingOptions, Shard, ShardThreads};
+use foliant::{DirtyMemory, Engine, EngineOptions, Hugepages, Mapping, MappingOptions, Shard, ShardThreads};
 use foliant_nvme_emulated::{
     Action, Clock, EmulatedConfig, EmulatedController, Fault, ManualClock, Match, ObservedCommand,
 };
@@ -56,8 +56,9 @@ pub fn options(frames: u64) -> EngineOptions {
         threads: ShardThreads::Manual,
         hugepages: Hugepages::Never,
         queue_entries: 64,
-        // The flusher keeps out of the way unless a test wants it.
+        // The flusher and the limits keep out of the way unless a test wants them.
         dirty_background_percent: 90,
+        dirty_percent: 100,
         ..Default::default()
     }
 }
@@ -211,6 +212,12 @@ impl Bed {
     /// Drops the shards, as an application does whose loop has ended.
     pub fn drop_shards(&mut self) {
         self.shards.clear();
+    }
+
+    /// What is dirty in each shard, and what may be.
+    #[must_use]
+    pub fn dirty_memory(&self) -> Vec<DirtyMemory> {
+        self.shards.iter().map(Shard::dirty_memory).collect()
     }
 
     /// Settles, moves the clock, and settles again.

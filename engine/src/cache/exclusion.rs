@@ -32,7 +32,7 @@ pub(crate) fn leaf_bit(page: u64) -> u64 {
 
 /// What loom doesn't know of: it takes sequentially consistent accesses for acquire and release.
 #[inline]
-fn between_announcing_and_looking() {
+pub(super) fn between_announcing_and_looking() {
     #[cfg(loom)]
     fence(Ordering::SeqCst);
 }

@@ -6,6 +6,7 @@
 //!
 //! Read next: [`folio`] for the state word and its rules, [`tags`] for the marks.
 
+pub(crate) mod balance;
 pub(crate) mod buddy;
 pub(crate) mod errseq;
 pub(crate) mod exclusion;
@@ -22,6 +23,7 @@ pub(crate) mod tags;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use balance::DirtyBalance;
 use exclusion::{leaf_bit, leaf_bits};
 use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, ReadAhead, Released};
 use frames::FrameMemory;
@@ -70,9 +72,9 @@ impl MarkedPages {
         (self.counts.load(Ordering::Relaxed) >> 32) as u32
     }
 
-    /// `count` more are dirty; by the thread that dirties, before its pin is released. Returns how many were.
-    fn dirtied(&self, count: u32) -> u32 {
-        self.counts.fetch_add(Self::DIRTY * u64::from(count), Ordering::SeqCst) as u32
+    /// `count` more are dirty; by the thread that dirties, before its pin is released.
+    fn dirtied(&self, count: u32) {
+        self.counts.fetch_add(Self::DIRTY * u64::from(count), Ordering::SeqCst);
     }
 
     /// `count` dirty ones are clean, or gone.
@@ -121,6 +123,8 @@ pub(crate) struct SharedCache {
     pub tags: Arc<TagNodes>,
     /// By mapping slot.
     pub marked: Box<[MarkedPages]>,
+    /// All mappings together, and the gate before which writers wait.
+    pub balance: DirtyBalance,
 }
 
 impl SharedCache {
@@ -210,7 +214,7 @@ impl SharedCache {
     }
 
     /// Marks `pages` pages from `frame` on, of an exclusively held folio, DIRTY: the blocks of the mapping that they lie
-    /// in. Returns how many pages of the mapping were dirty in this shard before, if any of them was clean.
+    /// in. Returns how many pages of the shard were dirty or under writeback before, if any of them was clean.
     #[inline]
     pub(crate) fn mark_dirty(&self, frame: FrameId, pages: u64, shape: &MappingShape) -> Option<u32> {
         let block = shape.order.pages();
@@ -223,7 +227,8 @@ impl SharedCache {
             }
             let clean = self.tags.set_dirty(first.tag_leaf(), bits);
             // Before possession is given back: who syncs after a write finds it counted.
-            let were = self.marked[shape.slot as usize].dirtied(clean.count_ones());
+            self.marked[shape.slot as usize].dirtied(clean.count_ones());
+            let were = self.balance.dirtied(clean.count_ones());
             before.get_or_insert(were);
         }
         before

@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::balance::DirtyBalance;
 use super::buddy::FreeFrames;
 use super::exclusion::{LEAF_PAGES, leaf_bit, leaf_bits};
 use super::folio::{FolioHeader, FolioKey, FolioOrder, FrameId};
@@ -16,6 +17,7 @@ use super::shape::MappingShape;
 use super::table::Table;
 use super::tags::{Tag, TagTree};
 use super::{MAPPINGS_MAX, MarkedPages, SharedCache, Written};
+use crate::writeback::throttle::DirtyLimits;
 
 /// A shard's cache: the shared part and the structure that the shard owns.
 #[derive(Debug)]
@@ -33,11 +35,17 @@ pub(crate) struct ShardCache {
 }
 
 impl ShardCache {
-    /// A cache on `frames`, for at most `local_pages` pages of the device that this shard may ever hold.
+    /// A cache on `frames`, for at most `local_pages` pages of the device that this shard may ever hold, and with so much
+    /// dirty memory.
     ///
     /// # Errors
     /// The system's, when memory can't be had.
-    pub(crate) fn new(shard: usize, frames: FrameMemory, local_pages: u64) -> std::io::Result<Self> {
+    pub(crate) fn new(
+        shard: usize,
+        frames: FrameMemory,
+        local_pages: u64,
+        dirty: &DirtyLimits,
+    ) -> std::io::Result<Self> {
         let count = frames.count();
         let nodes = TagTree::nodes_max(u64::from(count), local_pages, MAPPINGS_MAX as u64);
         let tree = TagTree::new(nodes);
@@ -46,6 +54,7 @@ impl ShardCache {
             index: FolioIndex::new(count as usize)?,
             tags: tree.nodes().clone(),
             marked: (0..MAPPINGS_MAX).map(|_| MarkedPages::default()).collect(),
+            balance: DirtyBalance::new(dirty),
             frames,
         };
         let free = FreeFrames::new(&shared.headers);
@@ -217,6 +226,8 @@ impl ShardCache {
                     tags.clear_owned(first.tag_leaf(), poisoned, Tag::Poisoned);
                     marked.recovered(poisoned);
                 }
+                // Poisoned ones didn't count as memory that writers are slowed by.
+                self.shared.balance.cleaned((dirty & !poisoned).count_ones());
                 untagged += u64::from(dirty.count_ones());
             }
         }
@@ -230,7 +241,9 @@ impl ShardCache {
         let marked = &self.shared.marked[shape.slot as usize];
         marked.writeback_started(pages.count_ones());
         if marked.poisoned() > 0 {
-            marked.recovered(pages & self.shared.tags.marked(leaf, Tag::Poisoned));
+            let recovered = pages & self.shared.tags.marked(leaf, Tag::Poisoned);
+            marked.recovered(recovered);
+            self.shared.balance.dirtied(recovered.count_ones());
         }
     }
 
@@ -265,11 +278,14 @@ impl ShardCache {
                 let clean = tags.set_dirty(leaf, bits);
                 marked.dirtied(clean.count_ones());
                 marked.poison(poisoned);
+                // Writers can do nothing about poisoned pages: they aren't slowed by them.
+                self.shared.balance.dirtied((clean & !poisoned).count_ones());
             }
             tags.clear_owned(leaf, bits, Tag::Writeback);
             done += u64::from(bits.count_ones());
         }
         marked.writeback_ended(pages);
+        self.shared.balance.cleaned(pages as u32);
         newly_poisoned
     }
 

@@ -185,6 +185,8 @@ impl Shard {
         match &error {
             None => {
                 self.write_error = None;
+                self.throttle.bandwidth.written(run.pages());
+                self.throttle_progress_ns = self.now_ns;
                 // What went through the cache is on the medium: no Flush is needed for it.
                 if run.fua == Fua::No {
                     mapping.durability.write_completed();

@@ -251,6 +251,7 @@ impl Shard {
             if self.tickets[slot].as_ref().is_some_and(|ticket| ticket.mapping == mapping) {
                 let slot = SlotId(slot as u32);
                 self.deferred.retain(|&deferred| deferred != slot);
+                self.throttled.retain(|&throttled| throttled != slot);
                 self.tickets[slot.0 as usize] = None;
                 self.answer(slot, Err(Error::Closed));
             }

@@ -33,11 +33,12 @@ impl Shard {
     }
 
     fn pressure(&self) -> Pressure {
-        let marked = &self.cache.shared.marked;
+        let (dirty_pages, writeback_pages) = self.marked_pages();
         Pressure {
             shard: self.link.shard,
-            dirty_pages: self.open.iter().map(|open| u64::from(marked[open.slot as usize].writable())).sum(),
-            frames_needed: self.frames_needed > 0,
+            dirty_pages,
+            writeback_pages,
+            frames_needed: self.frames_needed > 0 || self.at_dirty_limit,
             now_ns: self.now_ns,
         }
     }
@@ -60,6 +61,9 @@ impl Shard {
         if self.flusher.is_done(pressure, self.open.len()) {
             self.end_flusher_pass(PassEnd::Dropped);
             self.flusher.end(self.now_ns);
+            return progressed;
+        }
+        if self.skips_for_congestion() {
             return progressed;
         }
         let Some(run) = &self.flusher.running else { return progressed };

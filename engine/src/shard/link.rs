@@ -45,7 +45,7 @@ pub(crate) struct ShardLink {
     writeback_request: AtomicBool,
     /// Folios granted unfilled to a request that was dropped: the shard frees them.
     orphans: Mutex<Vec<FrameId>>,
-    /// The step from this many dirty pages of one mapping wakes the flusher.
+    /// The step to this many dirty pages wakes the flusher.
     pub dirty_background: u32,
     /// Set once, when the shard can no longer serve.
     failed: OnceLock<Arc<str>>,
@@ -169,6 +169,7 @@ impl ShardLink {
                 }
             }
         }
+        self.cache.balance.unreserve(grants.reserved);
     }
 
     /// The shard is polled no more: whatever is in the inbox, or comes, is answered with [`Error::Closed`].

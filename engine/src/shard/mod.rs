@@ -8,6 +8,7 @@
 //! | file | owns |
 //! |---|---|
 //! | [`link`] | what other threads share of a shard; how they send requests |
+//! | [`balance`] | which writers may dirty pages now, which wait |
 //! | [`pages`] | requests for pages: misses, waits for holders, grants |
 //! | [`appends`] | how large the folios are that are made for writers |
 //! | [`device`] | submitting reads, taking completions, watching for a device that stopped answering |
@@ -21,6 +22,7 @@
 //! | [`runner`] | the thread that polls a shard and sleeps when there is nothing to do |
 
 pub(crate) mod appends;
+pub(crate) mod balance;
 pub(crate) mod commits;
 pub(crate) mod device;
 pub(crate) mod discard;
@@ -50,10 +52,12 @@ use crate::cache::folio::FrameId;
 use crate::cache::owned::ShardCache;
 use crate::error::{Error, Result};
 use crate::reply::{GRANTS_MAX, Grants, Reply, SlotId};
+use crate::writeback::congestion::Congestion;
 use crate::writeback::events;
 use crate::writeback::flusher::Flusher;
 use crate::writeback::poison::PoisonRetries;
 use crate::writeback::sync::SyncJob;
+use crate::writeback::throttle::{DirtyLimits, Throttle};
 use appends::Appends;
 use commits::NamespaceCommits;
 use device::DeviceWatch;
@@ -92,7 +96,7 @@ pub(crate) struct ShardLimits {
     pub pin_wait_ns: u64,
     pub command_timeout_ns: u64,
     pub flush_interval_ns: u64,
-    pub background_pages: u64,
+    pub dirty: DirtyLimits,
     /// The most pages that one command can carry.
     pub command_pages_max: usize,
 }
@@ -122,6 +126,18 @@ pub struct Shard {
     watched: Vec<FrameId>,
     /// Requests that wait for frames or for a discard to end, first come first served.
     deferred: VecDeque<SlotId>,
+    /// Writers that wait to be let on, first come first served.
+    throttled: VecDeque<SlotId>,
+    throttle: Throttle,
+    /// When the first of them is let on, if time is all that it waits for.
+    throttle_due_ns: Option<u64>,
+    /// The first of them waits for pages to be written.
+    at_dirty_limit: bool,
+    /// When a writer was last let on, or a page written.
+    throttle_progress_ns: u64,
+    congestion: Congestion,
+    /// A background pass was put off, and counted, in this time of congestion.
+    congestion_counted: bool,
     /// Frames that the first deferred request lacks.
     frames_needed: usize,
     /// Reads whose folios are installed, waiting for room in the queue.
@@ -190,6 +206,13 @@ impl Shard {
             appends: Appends::new(),
             watched: Vec::with_capacity(requests.min(frames)),
             deferred: VecDeque::with_capacity(requests),
+            throttled: VecDeque::with_capacity(requests),
+            throttle: Throttle::new(limits.dirty),
+            throttle_due_ns: None,
+            at_dirty_limit: false,
+            throttle_progress_ns: 0,
+            congestion: Congestion::new(limits.command_pages_max as u64, limits.dirty.freerun),
+            congestion_counted: false,
             frames_needed: 0,
             reads: VecDeque::with_capacity(requests * GRANTS_MAX / 2),
             readahead: None,
@@ -201,7 +224,7 @@ impl Shard {
             owners_wait: Vec::new(),
             discards: Vec::new(),
             commits: Vec::new(),
-            flusher: Flusher::new(limits.background_pages, limits.flush_interval_ns),
+            flusher: Flusher::new(limits.dirty, limits.flush_interval_ns),
             watch,
             completed: Vec::with_capacity(COMPLETION_BUDGET as usize),
             checked_ns: 0,
@@ -250,6 +273,7 @@ impl Shard {
         }
         progressed |= self.serve_releases();
         progressed |= self.take_requests();
+        progressed |= self.serve_throttled();
         self.retry_deferred();
         if now_ns.saturating_sub(self.checked_ns) >= CHECK_NS {
             self.checked_ns = now_ns;
@@ -267,6 +291,7 @@ impl Shard {
         progressed |= self.step_readahead();
         progressed |= self.step_flusher();
         progressed |= self.step_patient_passes();
+        self.measure_bandwidth();
         self.step_commits();
         self.evict_ahead();
         self.link.counters.tag_nodes.store(self.cache.tree.used() as u64, Ordering::Relaxed);
@@ -286,6 +311,7 @@ impl Shard {
             self.poison_due_ns(),
             self.commits_due_ns(),
             self.device_due_ns,
+            self.throttle_due_ns,
             check_ns,
         ];
         let due_ns = due_ns.into_iter().flatten().min();
@@ -344,9 +370,10 @@ impl Shard {
                 self.answer(slot, Ok(Grants::none()));
             }
             Request::Close { mapping } => self.begin_discard(slot, mapping, None),
-            Request::Pages { mapping, first, count, want } => {
-                self.tickets[slot.0 as usize] = Some(Ticket::new(mapping, first, count, want, self.now_ns));
-                self.begin_pages(slot);
+            Request::Pages { mapping, first, count, want, pacing } => {
+                let ticket = Ticket::new(mapping, first, count, want, pacing, self.now_ns);
+                self.tickets[slot.0 as usize] = Some(ticket);
+                self.balance_dirty_pages(slot);
             }
             Request::Sync { mapping, pages } => self.begin_sync(slot, mapping, pages),
             Request::Writeback { mapping, order } => self.begin_requested_pass(slot, mapping, order),
@@ -428,6 +455,12 @@ impl Shard {
     /// When they don't.
     #[cfg(any(test, debug_assertions))]
     pub fn assert_consistent(&self) {
+        let (dirty, writeback) = self.marked_pages();
+        assert_eq!(
+            self.cache.shared.balance.marked(),
+            dirty + writeback,
+            "dirty memory is counted twice alike"
+        );
         self.cache
             .assert_consistent(|key| self.mappings[key.mapping() as usize].as_ref().map(|open| &open.shape));
     }

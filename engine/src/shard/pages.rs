@@ -10,7 +10,8 @@ use std::sync::atomic::Ordering;
 use super::Shard;
 use super::open::OpenMapping;
 use super::payload::FolioRun;
-use super::request::Want;
+use super::request::{Pacing, Want};
+use crate::cache::balance::Reservation;
 use crate::cache::folio::{FolioOrder, FrameId, NONE};
 use crate::cache::shape::MappingShape;
 use crate::cache::tags::Tag;
@@ -36,13 +37,43 @@ pub(crate) struct Ticket {
     pub grants: Grants,
     pub error: Option<Error>,
     pub since_ns: u64,
+    pub pacing: Pacing,
+    /// A writer's, from when it is let on ([`balance`](super::balance)).
+    pub reservation: Option<Reservation>,
 }
 
 impl Ticket {
-    pub(crate) fn new(mapping: u16, first: u64, count: u32, want: Want, since_ns: u64) -> Self {
+    pub(crate) fn new(
+        mapping: u16,
+        first: u64,
+        count: u32,
+        want: Want,
+        pacing: Pacing,
+        since_ns: u64,
+    ) -> Self {
         let grants = Grants { hold: want.hold(), ..Grants::none() };
         debug_assert!(count as usize <= GRANTS_MAX);
-        Self { mapping, first, count, want, pending: 0, grants, error: None, since_ns }
+        let (pending, error, reservation) = (0, None, None);
+        Self { mapping, first, count, want, pending, grants, error, since_ns, pacing, reservation }
+    }
+
+    /// Grants `pages` pages of one folio that are held together; exclusively, with their reservation.
+    fn grant(&mut self, position: usize, frame: FrameId, pages: u64) {
+        self.grants.add_joined(position, frame, pages as usize);
+        self.hand_over(pages);
+    }
+
+    /// Grants the one page of the mapping that is wanted, which all pages of the request belong to.
+    fn grant_single(&mut self, position: usize, frame: FrameId) {
+        self.grants.add(position, frame);
+        self.hand_over(u64::from(self.count));
+    }
+
+    fn hand_over(&mut self, pages: u64) {
+        if let Some(reservation) = &mut self.reservation {
+            reservation.hand_over(pages as u32);
+            self.grants.reserved += pages as u32;
+        }
     }
 }
 
@@ -235,7 +266,7 @@ impl Shard {
             let folio = self.cache.shared.folio(head);
             if want == Want::Create {
                 folio.publish_exclusive();
-                self.ticket(slot).grants.add_joined(position, head, pages as usize);
+                self.ticket(slot).grant(position, head, pages);
                 bump(&self.link.counters.pages_created, pages);
             } else {
                 folio.publish();
@@ -318,7 +349,7 @@ impl Shard {
             Want::Create if state.filled() > 0 && state.filled() == place.within => {
                 let pages = rest.min(place.order.pages() - place.within);
                 if cache.writable_pages(frame, place, pages) == pages && folio.grant_append(place.within) {
-                    self.ticket(slot).grants.add_joined(position, frame, pages as usize);
+                    self.ticket(slot).grant(position, frame, pages);
                     bump(&self.link.counters.pages_created, pages);
                     return pages;
                 }
@@ -455,7 +486,7 @@ impl Shard {
             }
             let ticket = self.ticket(slot);
             if granted {
-                ticket.grants.add(position as usize, frame);
+                ticket.grant_single(position as usize, frame);
             }
             ticket.pending -= 1;
             if restarts {
@@ -579,6 +610,7 @@ impl Shard {
                 self.give_up_waiting(slot, Error::PinnedTooLong { page, waited });
             }
         }
+        self.check_throttled();
         self.check_pass_deadlines(waited);
     }
 

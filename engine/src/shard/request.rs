@@ -53,6 +53,15 @@ impl Want {
     }
 }
 
+/// What a writer does where the dirty limits slow it (WB-24).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pacing {
+    /// It waits.
+    Wait,
+    /// It is answered [`Error::Throttled`](crate::Error::Throttled).
+    TryAgain,
+}
+
 /// What is asked.
 #[derive(Clone, Debug)]
 pub(crate) enum Request {
@@ -62,7 +71,7 @@ pub(crate) enum Request {
     Close { mapping: u16 },
     /// Pages `first..first + count` of a mapping, all of this shard; at most
     /// [`GRANTS_MAX`](crate::reply::GRANTS_MAX).
-    Pages { mapping: u16, first: u64, count: u32, want: Want },
+    Pages { mapping: u16, first: u64, count: u32, want: Want, pacing: Pacing },
     /// Write everything dirty in a page range, and wait for every write in it (WB-03, WB-29).
     Sync { mapping: u16, pages: Range<u64> },
     /// A pass of its own (`struct writeback_control`).

@@ -364,9 +364,8 @@ pub(crate) fn reclaim_guard(counters: &ShardCounters, mapping: u16) -> u64 {
     refused
 }
 
-/// A background pass returned at once since the device is congested (WB-19). `in_flight` counts pages under
-/// writeback. The kernel's tracepoint of this name has gone with its congestion bits.
-#[allow(dead_code, reason = "congestion thresholds call it")]
+/// A background pass returned at once since the device is congested (WB-19); once a time of congestion. `in_flight`
+/// counts pages under writeback. The kernel's tracepoint of this name has gone with its congestion bits.
 #[inline]
 pub(crate) fn writeback_congested(
     shard: usize,
@@ -379,17 +378,33 @@ pub(crate) fn writeback_congested(
     emit!(debug, "writeback_congested", { shard, mapping, in_flight, now_ns });
 }
 
-/// A writer pauses for `pause_ns`, since `dirty` pages are dirty and `limit` may be (`balance_dirty_pages`). Any thread
-/// may call it.
-#[allow(dead_code, reason = "dirty throttling calls it")]
+/// A writer has paused for `pause_ns`, since of `limit` pages that may be dirty so many were; `dirty` are now
+/// (`balance_dirty_pages`).
 #[cold]
 pub(crate) fn balance_dirty_pages(
+    shard: usize,
     counters: &ShardCounters,
     mapping: u16,
-    dirty: u64,
-    limit: u64,
+    (dirty, limit): (u64, u64),
     pause_ns: u64,
+    now_ns: u64,
 ) {
-    counters.throttle_pauses.fetch_add(1, Ordering::Relaxed);
-    emit!(debug, "balance_dirty_pages", { mapping, dirty, limit, pause_ns });
+    bump(&counters.throttle_pauses, 1);
+    bump(&counters.throttle_paused_ns, pause_ns);
+    emit!(debug, "balance_dirty_pages", { shard, mapping, dirty, limit, pause_ns, now_ns });
+}
+
+/// The device's write bandwidth was measured anew: `write_bw`, in bytes per second; with `dirty` pages dirty, writers
+/// may dirty at `ratelimit` (`bdi_dirty_ratelimit`).
+#[cold]
+pub(crate) fn bdi_dirty_ratelimit(
+    shard: usize,
+    counters: &ShardCounters,
+    write_bw: u64,
+    ratelimit: u64,
+    dirty: u64,
+    now_ns: u64,
+) {
+    counters.write_bandwidth.store(write_bw, Ordering::Relaxed);
+    emit!(trace, "bdi_dirty_ratelimit", { shard, write_bw, ratelimit, dirty, now_ns });
 }

@@ -3,6 +3,7 @@
 use super::control::Reason;
 use super::events;
 use super::pass::PassState;
+use super::throttle::DirtyLimits;
 
 /// What the flusher looks at.
 #[derive(Clone, Copy, Debug)]
@@ -10,7 +11,8 @@ pub(crate) struct Pressure {
     pub shard: usize,
     /// Dirty pages that it can make clean.
     pub dirty_pages: u64,
-    /// A request waits for frames.
+    pub writeback_pages: u64,
+    /// A request waits for frames, or for pages to be written.
     pub frames_needed: bool,
     pub now_ns: u64,
 }
@@ -19,7 +21,7 @@ pub(crate) struct Pressure {
 /// ended and begins anew at 0 after the end (WB-02).
 #[derive(Debug)]
 pub(crate) struct Flusher {
-    background_pages: u64,
+    limits: DirtyLimits,
     interval_ns: u64,
     /// When dirty pages were first seen since all was clean, or since the last pass over everything ended.
     armed_ns: Option<u64>,
@@ -73,9 +75,9 @@ pub(crate) struct Run {
 const HELD_NS: u64 = 1_000_000;
 
 impl Flusher {
-    pub(crate) fn new(background_pages: u64, interval_ns: u64) -> Self {
+    pub(crate) fn new(limits: DirtyLimits, interval_ns: u64) -> Self {
         Self {
-            background_pages,
+            limits,
             interval_ns,
             armed_ns: None,
             retry_ns: 0,
@@ -97,7 +99,7 @@ impl Flusher {
 
     /// Decides whether a round should run now, and starts or stops it.
     pub(crate) fn decide(&mut self, pressure: Pressure) {
-        let Pressure { shard, dirty_pages, frames_needed, now_ns } = pressure;
+        let Pressure { shard, dirty_pages, frames_needed, now_ns, .. } = pressure;
         if dirty_pages == 0 {
             self.armed_ns = None;
             self.requested = false;
@@ -117,7 +119,7 @@ impl Flusher {
         let requested = std::mem::take(&mut self.requested);
         let reason = if frames_needed || requested {
             Reason::Reclaim
-        } else if dirty_pages > self.background_pages {
+        } else if self.is_over(pressure) {
             Reason::DirtyLimit
         } else if now_ns.saturating_sub(armed) >= self.interval_ns {
             Reason::Expiry
@@ -137,10 +139,20 @@ impl Flusher {
         }
         match run.reason {
             // Down to half the limit, so that the flusher doesn't start and stop page by page.
-            Reason::DirtyLimit => pressure.dirty_pages <= self.background_pages / 2,
+            Reason::DirtyLimit => !self.goes_on(pressure),
             Reason::Reclaim => !pressure.frames_needed && !run.is_whole,
             _ => false,
         }
+    }
+
+    /// Whether dirty memory is above the background limit, and there is enough to write for a round.
+    fn is_over(&self, pressure: Pressure) -> bool {
+        pressure.dirty_pages + pressure.writeback_pages > self.limits.background && self.goes_on(pressure)
+    }
+
+    /// Whether a round that the limit started has more to do: always while writers are slowed.
+    fn goes_on(&self, Pressure { dirty_pages, writeback_pages, .. }: Pressure) -> bool {
+        dirty_pages > self.limits.background / 2 || dirty_pages + writeback_pages > self.limits.freerun
     }
 
     /// Ends the round that runs, whatever is left of it.
@@ -174,8 +186,14 @@ impl Flusher {
 mod tests {
     use super::*;
 
+    /// The background limit; nobody is slowed up to half as many more.
+    fn limits(background: u64) -> DirtyLimits {
+        let (freerun, ceiling) = (background + background / 2, 2 * background);
+        DirtyLimits { background, freerun, ceiling, limit: ceiling }
+    }
+
     fn pressure(dirty_pages: u64, frames_needed: bool, now_ns: u64) -> Pressure {
-        Pressure { shard: 0, dirty_pages, frames_needed, now_ns }
+        Pressure { shard: 0, dirty_pages, writeback_pages: 0, frames_needed, now_ns }
     }
 
     fn reason(flusher: &Flusher) -> Option<Reason> {
@@ -184,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_few_dirty_pages_wait_for_the_interval_and_are_then_written() {
-        let mut flusher = Flusher::new(100, 1000);
+        let mut flusher = Flusher::new(limits(100), 1000);
         flusher.decide(pressure(5, false, 10));
         assert_eq!(reason(&flusher), None);
         assert_eq!(flusher.due_ns(), Some(1010));
@@ -196,7 +214,7 @@ mod tests {
 
     #[test]
     fn more_than_the_limit_starts_at_once_and_stops_at_half() {
-        let mut flusher = Flusher::new(100, 1000);
+        let mut flusher = Flusher::new(limits(100), 1000);
         flusher.decide(pressure(101, false, 0));
         assert_eq!(reason(&flusher), Some(Reason::DirtyLimit));
         assert!(!flusher.is_done(pressure(51, false, 1), 1));
@@ -204,15 +222,28 @@ mod tests {
     }
 
     #[test]
+    fn pages_on_their_way_count_and_writers_that_are_slowed_keep_the_flusher_going() {
+        let mut flusher = Flusher::new(limits(100), 1000);
+        let both =
+            |dirty_pages, writeback_pages| Pressure { writeback_pages, ..pressure(dirty_pages, false, 0) };
+        flusher.decide(both(50, 100));
+        assert_eq!(reason(&flusher), None, "too little to begin a round for");
+        flusher.decide(both(51, 50));
+        assert_eq!(reason(&flusher), Some(Reason::DirtyLimit));
+        assert!(!flusher.is_done(both(1, 150), 1), "above the middle");
+        assert!(flusher.is_done(both(1, 149), 1));
+    }
+
+    #[test]
     fn a_request_without_a_frame_starts_at_once() {
-        let mut flusher = Flusher::new(100, 1000);
+        let mut flusher = Flusher::new(limits(100), 1000);
         flusher.decide(pressure(1, true, 0));
         assert_eq!(reason(&flusher), Some(Reason::Reclaim));
     }
 
     #[test]
     fn a_round_that_could_write_nothing_is_not_repeated_at_once() {
-        let mut flusher = Flusher::new(0, 1000);
+        let mut flusher = Flusher::new(limits(0), 1000);
         flusher.decide(pressure(10, false, 0));
         flusher.running.as_mut().unwrap().finished = 1;
         flusher.end(5);
@@ -224,7 +255,7 @@ mod tests {
 
     #[test]
     fn all_clean_disarms_the_timer() {
-        let mut flusher = Flusher::new(100, 1000);
+        let mut flusher = Flusher::new(limits(100), 1000);
         flusher.decide(pressure(5, false, 10));
         flusher.decide(pressure(0, false, 20));
         assert_eq!(flusher.due_ns(), None);

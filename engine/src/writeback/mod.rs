@@ -4,10 +4,13 @@
 //! ascending order and hands them out locked; [`issue`] turns them into commands, one a contiguous run; a [`callback`]
 //! may put folios off. [`flusher`] decides about background passes, [`poison`] about pages whose write failed; [`sync`]
 //! is what a caller's `sync` waits for in a shard; [`commit`] makes one device flush serve all who wait; [`guard`]
-//! keeps reclaim from writing; [`events`] is what a trace shows of it all. None of it knows requests or file names; the rules by number stand in ARCHITECTURE.md.
+//! keeps reclaim from writing; [`throttle`] slows writers to the device's rate and [`congestion`] keeps its queue short;
+//! [`events`] is what a trace shows of it all. None of it knows requests or file names; the rules by number stand in
+//! ARCHITECTURE.md.
 
 pub(crate) mod callback;
 pub(crate) mod commit;
+pub(crate) mod congestion;
 pub(crate) mod control;
 pub(crate) mod events;
 pub(crate) mod flusher;
@@ -17,3 +20,4 @@ pub(crate) mod pass;
 pub(crate) mod poison;
 pub(crate) mod ranges;
 pub(crate) mod sync;
+pub(crate) mod throttle;
