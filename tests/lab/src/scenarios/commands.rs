@@ -10,7 +10,8 @@ use crate::machine::{Machine, NvmeController};
 use crate::scenario::{Boot, Claim};
 
 pub(super) fn boots() -> Vec<Boot> {
-    vec![binding(), whole()]
+    let [demo, replay] = whole();
+    vec![binding(), demo, replay]
 }
 
 const FREE: &str = "0000:00:04.0";
@@ -91,38 +92,44 @@ fn binding() -> Boot {
         ))
 }
 
-fn whole() -> Boot {
-    let machine = Machine { memory_mib: 768, hugepages: 48, ..Machine::new() }
-        .drive(Drive::new("a", 256))
-        .nvme(NvmeController::new("LAB0", "04.0").namespace(1, "a", 4096));
+/// The engine whole, on a drive of 256 MiB: a database, and a replayed trace. Each has a boot of its own, since either
+/// takes seconds.
+fn whole() -> [Boot; 2] {
     let uri = format!("vfio:{FREE}");
-    let mut boot = Boot::new("whole-engine", machine.without_kernel_driver())
-        .with_foliant()
-        .bind(&[FREE])
-        .claim(claim(
-            "the_demo_keeps_every_acknowledged_transaction_over_vfio",
-            "redb on the engine on VFIO: the process is killed in mid-transaction again and again, and every acknowledged \
-             transaction is there byte for byte.",
-            &[
-                json!({"file": {"path": "/tmp/one", "text": "Some text, to be kept.\n".repeat(5000)}}),
-                foliant(&["demo", "/tmp/one", "--device", &uri, "--overwrite", "--cuts", "2", "--seed", "7"], 0, &[]),
-            ],
-        ))
-        .claim(claim(
-            "a_replayed_trace_verifies_over_vfio",
-            "A block trace is replayed through a page cache much smaller than what it touches; each read is checked, and \
-             in the end each sector.",
-            &[
-                json!({"file": {"path": "/tmp/trace.csv", "text": trace()}}),
-                foliant(
-                    &["replay", "/tmp/trace.csv", "--device", &uri, "--cache", "4MiB", "--verify", "--overwrite"],
-                    0,
-                    &["PASSED"],
-                ),
-            ],
-        ));
-    boot.limit = Duration::from_secs(180);
-    boot
+    let boot = |name| {
+        let machine = Machine { memory_mib: 768, hugepages: 48, ..Machine::new() }
+            .drive(Drive::new("a", 256))
+            .nvme(NvmeController::new("LAB0", "04.0").namespace(1, "a", 4096));
+        let boot = Boot::new(name, machine.without_kernel_driver()).with_foliant().bind(&[FREE]);
+        Boot { limit: Duration::from_secs(180), ..boot }
+    };
+    let demo = claim(
+        "the_demo_keeps_every_acknowledged_transaction_over_vfio",
+        "redb on the engine on VFIO: the process is killed in mid-transaction again and again, and every acknowledged \
+         transaction is there byte for byte.",
+        &[
+            json!({"file": {"path": "/tmp/one", "text": "Some text, to be kept.\n".repeat(5000)}}),
+            foliant(
+                &["demo", "/tmp/one", "--device", &uri, "--overwrite", "--cuts", "2", "--seed", "7"],
+                0,
+                &[],
+            ),
+        ],
+    );
+    let replay = claim(
+        "a_replayed_trace_verifies_over_vfio",
+        "A block trace is replayed through a page cache much smaller than what it touches; each read is checked, and in \
+         the end each sector.",
+        &[
+            json!({"file": {"path": "/tmp/trace.csv", "text": trace()}}),
+            foliant(
+                &["replay", "/tmp/trace.csv", "--device", &uri, "--cache", "4MiB", "--verify", "--overwrite"],
+                0,
+                &["PASSED"],
+            ),
+        ],
+    );
+    [boot("demo").claim(demo), boot("replay").claim(replay)]
 }
 
 /// A block trace: reads and writes of 512 bytes to 64 KiB over 96 MiB, some places hotter than others.
