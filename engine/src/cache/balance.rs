@@ -158,13 +158,14 @@ impl Reservation {
         Self { cache: cache.clone(), pages }
     }
 
+    /// Pages that are left of it.
+    pub(crate) fn pages(&self) -> u32 {
+        self.pages
+    }
+
     /// `pages` pages of it go to the requester, with their frames.
     pub(crate) fn hand_over(&mut self, pages: u32) {
-        // Some may have seemed to be there, or dirty, when the request was let on.
-        if let Some(more @ 1..) = pages.checked_sub(self.pages) {
-            self.cache.balance.reserve(more);
-        }
-        self.pages = self.pages.saturating_sub(pages);
+        self.pages -= pages;
     }
 }
 

@@ -28,13 +28,13 @@ pub struct DirtyMemory {
     pub dirty_pages: u64,
     /// Pages on their way to the device.
     pub writeback_pages: u64,
-    /// Clean pages that writers hold exclusively and may make dirty, and those that writers were let on for.
+    /// Pages that writers hold exclusively and may make dirty, and those that writers were let on for.
     pub reserved_pages: u64,
     /// Above this many of the first two the flusher writes in the background.
     pub background_pages: u64,
     /// Up to this many, the middle of the limits, no writer is slowed.
     pub freerun_pages: u64,
-    /// All three together never pass this; see [`EngineOptions::dirty_percent`](crate::EngineOptions::dirty_percent).
+    /// The first two together never pass this; see [`EngineOptions::dirty_percent`](crate::EngineOptions::dirty_percent).
     pub limit_pages: u64,
 }
 

@@ -69,6 +69,17 @@ impl Ticket {
         self.hand_over(u64::from(self.count));
     }
 
+    /// Pages that may still be made for a writer: whole pages of the mapping, as far as its reservation goes.
+    fn creatable(&self, shape: &MappingShape) -> u64 {
+        match &self.reservation {
+            Some(reservation) if self.want == Want::Create => {
+                u64::from(reservation.pages()) / shape.order.pages() * shape.order.pages()
+            }
+            // Readers, and who wants one page, get what they ask for.
+            _ => GRANTS_MAX as u64,
+        }
+    }
+
     fn hand_over(&mut self, pages: u64) {
         if let Some(reservation) = &mut self.reservation {
             reservation.hand_over(pages as u32);
@@ -260,6 +271,12 @@ impl Shard {
                 page += self.join_present(slot, position, shape, frame, want, end - page);
                 continue;
             }
+            // Evicting may have hit a page that seemed to be there when the writer was let on: it asks for that again.
+            let end = end.min(page + self.ticket(slot).creatable(shape));
+            if page == end {
+                page += shape.order.pages();
+                continue;
+            }
             let order = self.order_for_new(shape, page, end, want);
             let head = self.cache.install(shape, page, order).expect("room was made for every missing page");
             let pages = order.pages().min(end - page);
@@ -347,8 +364,12 @@ impl Shard {
         match want {
             // The page that an appending writer comes to next.
             Want::Create if state.filled() > 0 && state.filled() == place.within => {
-                let pages = rest.min(place.order.pages() - place.within);
-                if cache.writable_pages(frame, place, pages) == pages && folio.grant_append(place.within) {
+                let pages =
+                    rest.min(place.order.pages() - place.within).min(self.ticket(slot).creatable(shape));
+                if pages > 0
+                    && cache.writable_pages(frame, place, pages) == pages
+                    && folio.grant_append(place.within)
+                {
                     self.ticket(slot).grant(position, frame, pages);
                     bump(&self.link.counters.pages_created, pages);
                     return pages;
