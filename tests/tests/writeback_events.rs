@@ -237,3 +237,33 @@ fn commands_that_no_pass_issues_are_told_as_what_they_are() {
     assert_eq!(evicted, bed.engine().stats().pages_evicted);
     assert!(evicted > 500);
 }
+
+#[test]
+fn every_command_that_the_device_sees_is_told_and_counted_by_a_doorbell() {
+    for mut bed in beds(256) {
+        let mapping = bed.mapping();
+        bed.settle();
+        bed.clear_seen();
+        let told = told(|| {
+            // Sequential, so that the engine reads ahead; then all kinds of commands, and more than the cache holds.
+            for page in 0..600u64 {
+                bed.run(mapping.read_at_async(page * 4096, &mut [0; 4096])).unwrap();
+            }
+            for page in 0..900u64 {
+                bed.run(mapping.write_at_async(page * 7 * 4096, &[1; 4096])).unwrap();
+            }
+            bed.run(mapping.sync_async()).unwrap();
+            bed.run(mapping.discard_async(0..100 * 4096)).unwrap();
+            bed.run(mapping.sync_async()).unwrap();
+            bed.settle();
+        });
+        let issued = |op: &str| of(&told, "block_rq_issue").filter(|event| event.is("op", op)).count();
+        assert!(issued("read_ahead") > 0, "a sequential reader is read ahead for");
+        assert_eq!(issued("read") + issued("read_ahead"), bed.seen(NvmOpcode::READ).len());
+        assert_eq!(issued("write"), bed.seen(NvmOpcode::WRITE).len());
+        assert_eq!(issued("write_zeroes"), bed.seen(NvmOpcode::WRITE_ZEROES).len());
+        assert_eq!(of(&told, "initiate_commit").count(), bed.seen(NvmOpcode::FLUSH).len());
+        let rung: u64 = of(&told, "block_unplug").map(|bell| bell.number("commands")).sum();
+        assert_eq!(rung, bed.all_seen().len() as u64);
+    }
+}

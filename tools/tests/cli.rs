@@ -590,6 +590,17 @@ fn a_trace_of_a_replay_draws_what_the_replay_writes() {
     assert_eq!(report["verdict"], "passed", "{report:#}");
     assert_eq!(report["device"], "emu:ram?size=1GiB&lba=512&read_latency_us=100&write_latency_us=100");
     assert_tells(&picture, &["replay of", "3,000 requests", "written by the replay"]);
+    // A sequential reader, for whom the engine reads ahead, beside a writer.
+    let sequential = scratch.path("sequential.csv").display().to_string();
+    let lines = (0..400u64).map(|number| {
+        let (read, write) = (number * 16, 40_000 + number * 5 % 97 * 8);
+        format!("1,{number},28,8192,{read}\n1,{number},2a,4096,{write}\n")
+    });
+    let header = "version,time,op,size,lbn\n".to_owned();
+    std::fs::write(&sequential, lines.fold(header, |trace, line| trace + &line)).unwrap();
+    let (report, _) = expect_picture(&scratch, &["--replay", &sequential, "--cache", "1MiB"]);
+    assert_eq!((&report["verdict"], &report["seen"]), (&"passed".into(), &report["counted"]), "{report:#}");
+
     let output =
         foliant(&["trace", "--replay", &trace, "--out", &scratch.path("text.svg").display().to_string()]);
     let stdout = text(&output.stdout);

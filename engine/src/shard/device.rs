@@ -141,6 +141,7 @@ impl Shard {
                 }
             }
             PayloadKind::ReadAhead(run) => {
+                events::block_rq_complete(self.link.shard, Op::ReadAhead, &run, &result, self.now_ns);
                 self.readahead_completed(&run, result);
                 self.runs.end(run);
             }

@@ -25,6 +25,7 @@ use super::request::Want;
 use crate::cache::folio::{FrameId, NONE};
 use crate::cache::readahead::Asked;
 use crate::stats::bump;
+use crate::writeback::events::{self, Op};
 
 /// Requests that can wait in a shard; further ones are refused.
 const MAILBOX_REQUESTS: usize = 64;
@@ -226,14 +227,15 @@ impl Shard {
 
     fn submit_ahead(&mut self, mapping: &OpenMapping, run: FolioRun) {
         let (lba, blocks) = (mapping.shape.lba(run.first_page), mapping.shape.blocks(&run.range()));
-        let pages = run.pages();
+        let pages = run.range();
         let payload = ShardPayload { kind: PayloadKind::ReadAhead(run), watch_epoch: self.watch.epoch() };
         let Err(rejected) = self.queue.submit(&mapping.shape.namespace, Io::Read { lba, blocks }, payload)
         else {
             self.watch.submitted();
             bump(&self.link.counters.read_commands, 1);
-            bump(&self.link.counters.pages_read, pages);
-            bump(&self.link.counters.readahead_pages, pages);
+            bump(&self.link.counters.pages_read, pages.end - pages.start);
+            bump(&self.link.counters.readahead_pages, pages.end - pages.start);
+            events::block_rq_issue(self.link.shard, Op::ReadAhead, &mapping.shape, &pages, self.now_ns);
             return;
         };
         // Full where the driver needs more commands for it than there are: no loss.

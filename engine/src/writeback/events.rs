@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use foliant_nvme::CommandError;
 use tracing::Level;
+use tracing::level_filters::{LevelFilter, STATIC_MAX_LEVEL};
 
 use super::control::{Reason, SyncMode};
 use super::issue::{Issued, Issuer};
@@ -37,17 +38,28 @@ use crate::stats::{ShardCounters, bump};
 /// The target of all events of writeback, for filters: `RUST_LOG=foliant::writeback=trace` shows them.
 pub const WRITEBACK_TARGET: &str = "foliant::writeback";
 
-/// An event whose message is its name, so that it can be read in a log and found by name in a subscriber.
+/// An event whose message is its name, so that it can be read in a log and found by name in a subscriber. What it takes
+/// to tell it lies outside the path that calls it: there, it is the look at the highest level alone.
 macro_rules! emit {
-    ($level:ident, $name:literal, { $($fields:tt)* }) => {
-        tracing::$level!(name: $name, target: WRITEBACK_TARGET, { $($fields)* }, $name)
+    ($level:ident, $highest:ident, $name:literal, { $($fields:tt)* }) => {
+        if LevelFilter::$highest <= STATIC_MAX_LEVEL && LevelFilter::$highest <= LevelFilter::current() {
+            aside(move || tracing::$level!(name: $name, target: WRITEBACK_TARGET, { $($fields)* }, $name));
+        }
     };
+}
+
+#[cold]
+#[inline(never)]
+fn aside(tell: impl FnOnce()) {
+    tell();
 }
 
 /// What a command is for (`rwbs` of the kernel's block events).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
     Read,
+    /// Of pages that nobody has asked for yet.
+    ReadAhead,
     Write,
     WriteZeroes,
 }
@@ -56,6 +68,7 @@ impl Op {
     fn name(self) -> &'static str {
         match self {
             Self::Read => "read",
+            Self::ReadAhead => "read_ahead",
             Self::Write => "write",
             Self::WriteZeroes => "write_zeroes",
         }
@@ -178,7 +191,7 @@ impl PassSpan {
         let (mapping, namespace) = (shape.slot, shape.namespace.id());
         let pages = file_pages(shape, shard, rest);
         let marked = &issuer.cache.shared.marked[mapping as usize];
-        emit!(debug, "writeback_single_inode_start", {
+        emit!(debug, DEBUG, "writeback_single_inode_start", {
             shard, mapping, namespace, pass = number, reason = tag.reason.name(), mode = mode.name(),
             first_page = pages.start, end_page = pages.end,
             dirty = marked.dirty(), writeback = marked.writeback(), now_ns
@@ -202,7 +215,7 @@ impl PassSpan {
         let Some(begun) = &mut self.begun else { return };
         let BegunPass { tag: PassTag { number, .. }, shard, mapping, now_ns, .. } = *begun;
         if issued == Issued::Blocked && begun.last != Some(issued) {
-            emit!(trace, "folio_wait_writeback", { shard, mapping, pass = number, now_ns });
+            emit!(trace, TRACE, "folio_wait_writeback", { shard, mapping, pass = number, now_ns });
         }
         begun.last = Some(issued);
         if issued == Issued::End {
@@ -223,7 +236,7 @@ impl PassSpan {
             Some(Issued::NoRoom) => "given_up_queue_full",
             Some(Issued::Blocked) => "given_up_blocked",
         };
-        emit!(debug, "writeback_single_inode", {
+        emit!(debug, DEBUG, "writeback_single_inode", {
             shard, mapping, namespace, pass = tag.number, reason = tag.reason.name(), mode = tag.mode.name(),
             commands, pages, ended,
             dirty = marked.map(MarkedPages::dirty), writeback = marked.map(MarkedPages::writeback), now_ns
@@ -252,19 +265,19 @@ fn file_pages(shape: &MappingShape, shard: usize, rest: &Range<u64>) -> Range<u6
 /// The flusher begins a round over all mappings (`writeback_start`).
 #[inline]
 pub(crate) fn writeback_start(shard: usize, reason: Reason, dirty: u64, now_ns: u64) {
-    emit!(debug, "writeback_start", { shard, reason = reason.name(), dirty, now_ns });
+    emit!(debug, DEBUG, "writeback_start", { shard, reason = reason.name(), dirty, now_ns });
 }
 
 /// The flusher ended a round in which it wrote `pages` pages (`writeback_written`).
 #[inline]
 pub(crate) fn writeback_written(shard: usize, reason: Reason, pages: u64, now_ns: u64) {
-    emit!(debug, "writeback_written", { shard, reason = reason.name(), pages, now_ns });
+    emit!(debug, DEBUG, "writeback_written", { shard, reason = reason.name(), pages, now_ns });
 }
 
 /// A write command of a pass is in the queue; the device learns of it with the next doorbell (`block_rq_issue`).
 #[inline]
 pub(crate) fn write_issued(issuer: &Issuer<'_>, shape: &MappingShape, pages: &Range<u64>, pass: PassTag) {
-    emit!(trace, "block_rq_issue", {
+    emit!(trace, TRACE, "block_rq_issue", {
         shard = issuer.cache.shard, op = Op::Write.name(), mapping = shape.slot, namespace = shape.namespace.id(),
         pass = pass.number, reason = pass.reason.name(), mode = pass.mode.name(),
         first_page = pages.start, pages = pages.end - pages.start, now_ns = issuer.now_ns
@@ -274,7 +287,7 @@ pub(crate) fn write_issued(issuer: &Issuer<'_>, shape: &MappingShape, pages: &Ra
 /// A command that isn't a pass's is in the queue (`block_rq_issue`).
 #[inline]
 pub(crate) fn block_rq_issue(shard: usize, op: Op, shape: &MappingShape, pages: &Range<u64>, now_ns: u64) {
-    emit!(trace, "block_rq_issue", {
+    emit!(trace, TRACE, "block_rq_issue", {
         shard, op = op.name(), mapping = shape.slot, namespace = shape.namespace.id(),
         first_page = pages.start, pages = pages.end - pages.start, now_ns
     });
@@ -289,7 +302,7 @@ pub(crate) fn block_rq_complete(
     result: &Result<(), CommandError>,
     now_ns: u64,
 ) {
-    emit!(trace, "block_rq_complete", {
+    emit!(trace, TRACE, "block_rq_complete", {
         shard, op = op.name(), mapping = run.mapping, first_page = run.first_page, pages = run.pages(),
         error = result.as_ref().err().map(tracing::field::display), now_ns
     });
@@ -303,7 +316,7 @@ pub(crate) fn block_unplug(shard: usize, counters: &ShardCounters, requests: u64
     let commands = requests - told;
     bump(&counters.commands, commands);
     bump(&counters.doorbells, 1);
-    emit!(trace, "block_unplug", { shard, commands, now_ns });
+    emit!(trace, TRACE, "block_unplug", { shard, commands, now_ns });
 }
 
 /// A sync reached a shard (`ext4_sync_file_enter`). `sync` tells a shard's syncs apart while they run.
@@ -315,7 +328,7 @@ pub(crate) fn sync_file_enter(
     pages: &Range<u64>,
     now_ns: u64,
 ) {
-    emit!(debug, "sync_file_enter", {
+    emit!(debug, DEBUG, "sync_file_enter", {
         shard, mapping = shape.slot, namespace = shape.namespace.id(), sync,
         first_page = pages.start, end_page = pages.end, now_ns
     });
@@ -324,13 +337,13 @@ pub(crate) fn sync_file_enter(
 /// A sync has no work left in a shard: its writes have ended, or it failed (`ext4_sync_file_exit`).
 #[inline]
 pub(crate) fn sync_file_exit(shard: usize, mapping: u16, sync: u32, error: Option<&Error>, now_ns: u64) {
-    emit!(debug, "sync_file_exit", { shard, mapping, sync, error = error.map(tracing::field::display), now_ns });
+    emit!(debug, DEBUG, "sync_file_exit", { shard, mapping, sync, error = error.map(tracing::field::display), now_ns });
 }
 
 /// A flush is in the queue; `syncs` wait for it (`nfs_initiate_commit`).
 #[inline]
 pub(crate) fn initiate_commit(shard: usize, namespace: u32, epoch: u64, syncs: u64, now_ns: u64) {
-    emit!(debug, "initiate_commit", { shard, namespace, epoch, syncs, now_ns });
+    emit!(debug, DEBUG, "initiate_commit", { shard, namespace, epoch, syncs, now_ns });
 }
 
 /// A flush has ended (`nfs_commit_done`).
@@ -343,7 +356,7 @@ pub(crate) fn commit_done(
     now_ns: u64,
 ) {
     let error = result.as_ref().err().map(tracing::field::display);
-    emit!(debug, "commit_done", { shard, namespace, epoch, error, now_ns });
+    emit!(debug, DEBUG, "commit_done", { shard, namespace, epoch, error, now_ns });
 }
 
 /// Folios were evicted to free their frames (`mm_vmscan_lru_shrink_inactive`, `nr_reclaimed`).
@@ -351,7 +364,7 @@ pub(crate) fn commit_done(
 pub(crate) fn lru_shrink(shard: usize, counters: &ShardCounters, pages: u64, now_ns: u64) {
     if pages > 0 {
         bump(&counters.pages_evicted, pages);
-        emit!(trace, "mm_vmscan_lru_shrink_inactive", { shard, pages, now_ns });
+        emit!(trace, TRACE, "mm_vmscan_lru_shrink_inactive", { shard, pages, now_ns });
     }
 }
 
@@ -360,7 +373,7 @@ pub(crate) fn lru_shrink(shard: usize, counters: &ShardCounters, pages: u64, now
 #[cold]
 pub(crate) fn reclaim_guard(counters: &ShardCounters, mapping: u16) -> u64 {
     let refused = counters.reclaim_guard_hits.fetch_add(1, Ordering::Relaxed) + 1;
-    emit!(debug, "reclaim_guard", { mapping, refused });
+    emit!(debug, DEBUG, "reclaim_guard", { mapping, refused });
     refused
 }
 
@@ -375,7 +388,7 @@ pub(crate) fn writeback_congested(
     now_ns: u64,
 ) {
     bump(&counters.congestion_skips, 1);
-    emit!(debug, "writeback_congested", { shard, mapping, in_flight, now_ns });
+    emit!(debug, DEBUG, "writeback_congested", { shard, mapping, in_flight, now_ns });
 }
 
 /// A writer has paused for `pause_ns`, since of `limit` pages that may be dirty so many were; `dirty` are now
@@ -391,7 +404,7 @@ pub(crate) fn balance_dirty_pages(
 ) {
     bump(&counters.throttle_pauses, 1);
     bump(&counters.throttle_paused_ns, pause_ns);
-    emit!(debug, "balance_dirty_pages", { shard, mapping, dirty, limit, pause_ns, now_ns });
+    emit!(debug, DEBUG, "balance_dirty_pages", { shard, mapping, dirty, limit, pause_ns, now_ns });
 }
 
 /// The device's write bandwidth was measured anew: `write_bw`, in bytes per second; with `dirty` pages dirty, writers
@@ -406,5 +419,5 @@ pub(crate) fn bdi_dirty_ratelimit(
     now_ns: u64,
 ) {
     counters.write_bandwidth.store(write_bw, Ordering::Relaxed);
-    emit!(trace, "bdi_dirty_ratelimit", { shard, write_bw, ratelimit, dirty, now_ns });
+    emit!(trace, TRACE, "bdi_dirty_ratelimit", { shard, write_bw, ratelimit, dirty, now_ns });
 }

@@ -74,8 +74,11 @@ pub(crate) enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Op {
     Read,
+    ReadAhead,
     Write,
     WriteZeroes,
+    /// One that this program doesn't know.
+    Other,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -226,9 +229,10 @@ impl Visit for Fields {
             "op" => {
                 self.op = match value {
                     "read" => Some(Op::Read),
+                    "read_ahead" => Some(Op::ReadAhead),
                     "write" => Some(Op::Write),
                     "write_zeroes" => Some(Op::WriteZeroes),
-                    _ => None,
+                    _ => Some(Op::Other),
                 }
             }
             "reason" => self.reason = Some(Reason::of(value)),

@@ -203,9 +203,9 @@ impl History {
         self.commands.iter().filter(|command| command.op == Op::Write)
     }
 
-    /// The read commands.
+    /// The read commands, those ahead of demand among them.
     pub(crate) fn reads(&self) -> impl Iterator<Item = &Command> {
-        self.commands.iter().filter(|command| command.op == Op::Read)
+        self.commands.iter().filter(|command| matches!(command.op, Op::Read | Op::ReadAhead))
     }
 
     /// How a command's pass writes; background where the pass isn't known.
