@@ -452,8 +452,14 @@ fn wb28_an_error_in_the_readahead_range_is_told_to_who_reads_that_page_and_to_no
 #[test]
 fn wb28_who_waits_for_a_page_of_a_failed_readahead_gets_a_read_of_its_own() {
     for (mut bed, mapping) in beds(1024, 0) {
-        bed.device.inject(unreadable(15));
+        let late = |fault: Fault| match fault.action {
+            Action::Status(status) => Fault { action: Action::FailLate { delay: LATENCY, status }, ..fault },
+            _ => fault,
+        };
+        bed.device.inject(late(unreadable(15)));
         mapping.prefetch(10 * 4096..20 * 4096).unwrap();
+        bed.settle();
+        assert_eq!(bed.engine().stats().readahead_pages, 10, "they are on their way");
         let (mut number, mut across) = ([0; 8], vec![0; 3 * 4096]);
         {
             let mut lost = [0; 8];
