@@ -372,7 +372,7 @@ fn wb28_readahead_takes_no_frame_that_a_demand_waits_for() {
     for (mut bed, mapping) in beds(64, 512 << 10) {
         let shards = bed.engine().shards() as u64;
         // All frames of the first stripe's shard but two are pinned.
-        let pins: Vec<_> = (0..62).map(|i| bed.run(mapping.pin_async(i * 2)).unwrap()).collect();
+        let mut pins: Vec<_> = (0..62).map(|i| bed.run(mapping.pin_async(i * 2)).unwrap()).collect();
         bed.settle();
         let before = bed.engine().stats();
         for page in 200..300 {
@@ -380,21 +380,23 @@ fn wb28_readahead_takes_no_frame_that_a_demand_waits_for() {
         }
         let after = bed.engine().stats();
         assert!(after.readahead_dropped > before.readahead_dropped, "there were no frames for it");
-        // All are pinned: a demand waits for a frame, and what is asked for meanwhile isn't carried out.
-        let last: Vec<_> = (0..2).map(|i| bed.run(mapping.pin_async(400 + i * 2)).unwrap()).collect();
-        let mut number = [0; 8];
-        let mut waiting = pin!(mapping.read_at_async(450 * 4096, &mut number));
-        assert!(bed.poll_once(waiting.as_mut()).is_pending());
-        bed.settle();
-        bed.clear_seen();
-        let dropped = bed.engine().stats().readahead_dropped;
-        assert_eq!(mapping.prefetch(300 * 4096..310 * 4096).unwrap(), 10 * 4096);
-        bed.settle();
-        assert_eq!(reads(&bed), []);
-        assert_eq!(bed.engine().stats().readahead_dropped, dropped + 1);
-        drop(last);
-        bed.run(waiting).unwrap();
-        assert_eq!(reads(&bed), [450..451]);
+        // Two frames are free, a demand waits for more, and what is asked for meanwhile isn't carried out.
+        let mut bytes = vec![0; 8 * 4096];
+        {
+            let mut waiting = pin!(mapping.read_at_async(450 * 4096, &mut bytes));
+            assert!(bed.poll_once(waiting.as_mut()).is_pending());
+            bed.settle();
+            bed.clear_seen();
+            let dropped = bed.engine().stats().readahead_dropped;
+            assert_eq!(mapping.prefetch(300 * 4096..301 * 4096).unwrap(), 4096);
+            bed.settle();
+            assert_eq!(reads(&bed), []);
+            assert_eq!(bed.engine().stats().readahead_dropped, dropped + 1);
+            pins.truncate(40);
+            bed.run(waiting).unwrap();
+        }
+        assert_eq!(bytes[7 * 4096..][..8], 457u64.to_le_bytes());
+        assert_eq!(reads(&bed), [450..458]);
         drop(pins);
         assert_eq!(shards * 64, bed.engine().stats().frames);
         bed.assert_consistent();
@@ -500,6 +502,18 @@ fn wb28_a_mapping_is_closed_or_discarded_while_its_readahead_is_in_flight() {
             let mut number = [1; 8];
             bed.run(mapping.read_at_async(page * 4096, &mut number)).unwrap();
             assert_eq!(u64::from_le_bytes(number), if page < 100 { page } else { 0 });
+        }
+        {
+            // The folios are gone and the zeroes are on their way: nothing may come in before they have arrived.
+            bed.fault(NvmOpcode::WRITE_ZEROES, 0, u64::MAX, Action::Delay(Duration::from_millis(5)));
+            let mut discard = pin!(mapping.discard_async(100 * 4096..300 * 4096));
+            assert!(bed.poll_once(discard.as_mut()).is_pending());
+            bed.settle();
+            bed.clear_seen();
+            mapping.prefetch(150 * 4096..160 * 4096).unwrap();
+            bed.settle();
+            assert_eq!(reads(&bed), []);
+            bed.run(discard).unwrap();
         }
         mapping.prefetch(600 * 4096..700 * 4096).unwrap();
         bed.settle();
