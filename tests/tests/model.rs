@@ -6,7 +6,7 @@
 use foliant_tests::model::session::{Extent, run_regressions, run_seeds};
 
 /// Runs unless the environment asks for another number: well below a minute in a debug build on two idle processors.
-const RUNS: u64 = 6_000;
+const RUNS: u64 = 4_000;
 
 #[test]
 fn model_every_rule_holds_and_every_fault_meets_every_rule() {
