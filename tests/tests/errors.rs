@@ -352,6 +352,30 @@ fn wb23_a_poisoned_page_goes_alone_in_a_sync_too() {
 }
 
 #[test]
+fn wb23_a_block_of_the_mapping_is_never_torn_by_a_retry() {
+    for mut bed in beds(&ram(), 256) {
+        let mapping = bed.open(&MappingOptions { page_bytes: 16_384, ..Default::default() });
+        bed.run(mapping.write_at_async(0, &[7; 10 * 16_384])).unwrap();
+        break_page(&bed, 18);
+        bed.run(mapping.sync_async()).unwrap_err();
+        assert_eq!(bed.engine().stats().poisoned_pages, 40);
+        bed.clear_seen();
+        bed.advance(Duration::from_millis(150));
+        let lengths: Vec<u32> = bed.seen(NvmOpcode::WRITE).iter().map(|write| write.blocks).collect();
+        assert_eq!(lengths, [32; 9], "a block of 16 KiB a command");
+        assert_eq!(bed.engine().stats().poisoned_pages, 4);
+        // A budget in the middle of a block takes it whole.
+        bed.device.clear_faults();
+        bed.run(mapping.write_at_async(20 * 16_384, &[7; 2 * 16_384])).unwrap();
+        let control = WritebackControl::background().whole().pages_max(2);
+        assert_eq!(bed.run(mapping.writeback_async(&control)).unwrap().pages_written, 4);
+        bed.run(mapping.sync_async()).unwrap();
+        assert_eq!(bed.engine().stats().dirty_pages, 0);
+        bed.assert_consistent();
+    }
+}
+
+#[test]
 fn wb23_retries_of_poisoned_pages_are_bounded_and_back_off() {
     for mut bed in beds(&ram(), 64) {
         let mapping = bed.mapping();

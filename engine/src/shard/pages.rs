@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::reply::{GRANTS_MAX, Grants, SlotId};
 use crate::stats::bump;
 use crate::writeback::events;
+use crate::writeback::guard::ReclaimScope;
 
 /// Folios that one attempt to make room looks at: bounds the step.
 const EVICT_STEPS: u32 = 1024;
@@ -239,6 +240,8 @@ impl Shard {
     }
 
     pub(super) fn evict(&mut self, wanted: (FolioOrder, usize), steps_max: u32) {
+        // Whatever may come to be called from here: it evicts what is clean and writes nothing (WB-10).
+        let _reclaim = ReclaimScope::enter();
         let before = self.cache.evicted;
         let mappings = &self.mappings;
         self.cache.evict(wanted, steps_max, |key| {
