@@ -3,6 +3,7 @@
 # test that has to notice it. A patch that no longer applies or compiles, or that no test notices, is an error.
 #
 #   tools/mutants.sh            all of them
+#   tools/mutants.sh --check    only whether all of them still apply
 #   tools/mutants.sh NAME ...   only these (names of patches, without .patch)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -10,6 +11,14 @@ top=$PWD
 work=$(mktemp -d "${TMPDIR:-/tmp}/foliant-mutants.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
+if [ "${1:-}" = --check ]; then
+    stale=0
+    for patch in tests/mutants/*.patch; do
+        patch --quiet -p1 --fuzz=0 --dry-run <"$patch" >/dev/null || { echo "FAILED  $patch: no longer applies"; stale=1; }
+    done
+    [ $stale -eq 0 ] && echo "mutants: all apply"
+    exit $stale
+fi
 if [ $# -gt 0 ]; then
     patches=("${@/%/.patch}")
     patches=("${patches[@]/#/tests/mutants/}")
