@@ -598,6 +598,30 @@ fn wb18_a_pass_that_waits_has_submitted_what_it_took() {
 }
 
 #[test]
+fn wb19_a_background_pass_finds_a_congested_device_and_returns_at_once_and_a_sync_does_not() {
+    for mut bed in beds(256) {
+        let mapping = bed.mapping();
+        bed.fault(NvmOpcode::WRITE, 0, 1, Action::Delay(Duration::from_millis(10)));
+        bed.run(mapping.write_at_async(0, &[1; 200 * 4096])).unwrap();
+        let outcome = bed.run(mapping.writeback_async(&background())).unwrap();
+        assert_eq!(outcome.pages_written, 200);
+        bed.run(mapping.write_at_async(300 * 4096, &[1; 4096])).unwrap();
+        for _ in 0..2 {
+            let outcome = bed.run(mapping.writeback_async(&background())).unwrap();
+            assert_eq!((outcome.pages_written, outcome.ended), (0, PassEnd::Congested));
+            let pass = bed.shard(0).begin_pass(&mapping, background()).unwrap();
+            assert_eq!(pass.outcome().unwrap().ended, PassEnd::Congested);
+        }
+        assert!(bed.engine().stats().congestion_skips >= 4);
+        bed.run(mapping.sync_range_async(300 * 4096..301 * 4096)).unwrap();
+        assert_eq!(bed.engine().stats().dirty_pages, 0);
+        bed.advance(Duration::from_millis(20));
+        dirty(&mut bed, &mapping, [300]);
+        assert_eq!(bed.run(mapping.writeback_async(&background())).unwrap().pages_written, 1);
+    }
+}
+
+#[test]
 fn wb20_the_pass_with_the_more_urgent_reason_issues_first() {
     let mut bed = Bed::new(ram(), EngineOptions { queue_entries: 8, ..options(512) });
     let range =

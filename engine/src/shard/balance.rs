@@ -174,16 +174,26 @@ impl Shard {
 
     /// Whether the flusher's pass returns at once, since the device has enough to write (WB-19).
     pub(super) fn skips_for_congestion(&mut self) -> bool {
-        let (_, in_flight) = self.marked_pages();
-        let is_congested = self.congestion.is_congested(in_flight, self.throttle.bandwidth.pages_per_s());
+        let is_congested = self.is_congested();
         let was_counted = std::mem::replace(&mut self.congestion_counted, is_congested);
         if is_congested && !was_counted {
             let position = self.flusher.running.as_ref().map_or(0, |run| run.position);
             let mapping = self.open[position % self.open.len()].slot;
-            let (shard, counters) = (self.link.shard, &self.link.counters);
-            events::writeback_congested(shard, counters, mapping, in_flight, self.now_ns);
+            self.note_congestion(mapping);
         }
         is_congested
+    }
+
+    /// Whether the device has enough to write.
+    pub(super) fn is_congested(&mut self) -> bool {
+        let (_, in_flight) = self.marked_pages();
+        self.congestion.is_congested(in_flight, self.throttle.bandwidth.pages_per_s())
+    }
+
+    /// A background pass over a mapping returns at once.
+    pub(super) fn note_congestion(&self, mapping: u16) {
+        let (shard, counters) = (self.link.shard, &self.link.counters);
+        events::writeback_congested(shard, counters, mapping, self.marked_pages().1, self.now_ns);
     }
 
     /// Ends the waits of writers when nothing has moved for too long.

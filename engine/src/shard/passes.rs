@@ -144,9 +144,7 @@ impl Shard {
             Err(error) => return self.answer(slot, Err(error)),
         };
         let mut state = self.pass_state(&mapping, &order.control, order.pages);
-        if state.mode == SyncMode::None && self.is_taken(&mapping) {
-            state.end(PassEnd::Taken);
-        }
+        self.keep_away(&mapping, &mut state);
         self.push_pass(number, PassOwner::Request(slot), state, order.callback);
     }
 
@@ -167,6 +165,20 @@ impl Shard {
             state = state.cyclic(mapping.in_shard(self.cache.shard).index());
         }
         state.with_budget(control.pages_max.unwrap_or(u64::MAX))
+    }
+
+    /// A background pass ends before it begins where an integrity pass has the mapping (WB-14), or the device has enough
+    /// to write (WB-19).
+    fn keep_away(&mut self, mapping: &OpenMapping, state: &mut PassState) {
+        if state.mode == SyncMode::All {
+            return;
+        }
+        if self.is_taken(mapping) {
+            state.end(PassEnd::Taken);
+        } else if self.is_congested() {
+            self.note_congestion(mapping.shape.slot);
+            state.end(PassEnd::Congested);
+        }
     }
 
     /// Mappings of which an integrity pass issues, or is about to.
@@ -201,10 +213,15 @@ impl Shard {
                 pass.state.end(PassEnd::Taken);
             }
         }
+        let is_congested = self.is_congested();
         let mut served = MappingSet::default();
         let mut progressed = false;
         for pass in passes.iter_mut().filter(|pass| concerned(pass)) {
             if pass.state.has_ended() || served.contains(pass.mapping) {
+                continue;
+            }
+            // Once begun, it waits for the device instead of running ahead of it.
+            if pass.state.mode == SyncMode::None && is_congested {
                 continue;
             }
             let before = (pass.state.commands, pass.state.cursor());
@@ -385,8 +402,8 @@ impl Shard {
     /// ([`ShardThreads::Manual`](crate::ShardThreads::Manual)). The pass goes on with [`resume`](Self::resume). A budget
     /// is this shard's own.
     ///
-    /// A background pass ends at once, [`Taken`](PassEnd::Taken), where an integrity pass of the mapping is issuing; and
-    /// an integrity pass keeps background passes away until it ends, is dropped, or hasn't been resumed for the engine's
+    /// A background pass ends at once, [`Taken`](PassEnd::Taken), where an integrity pass of the mapping is issuing, or
+    /// [`Congested`](PassEnd::Congested), where the device has enough to write; and an integrity pass keeps background passes away until it ends, is dropped, or hasn't been resumed for the engine's
     /// `pin_wait`.
     ///
     /// # Errors
@@ -406,11 +423,10 @@ impl Shard {
         let pages = mapping.pages_of_pass(&control)?;
         guard::check(control.context, open.shape.slot, &self.link.counters)?;
         let mut state = self.pass_state(open, &control, pages);
-        match state.mode {
-            SyncMode::None if self.is_taken(open) => state.end(PassEnd::Taken),
-            SyncMode::None => {}
-            SyncMode::All => self.own(open),
+        if state.mode == SyncMode::All {
+            self.own(open);
         }
+        self.keep_away(open, &mut state);
         Ok(Pass { open: open.clone(), shard: self.number(), state })
     }
 

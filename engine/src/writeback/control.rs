@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 pub enum SyncMode {
     /// Background (`WB_SYNC_NONE`): writes what it can have without waiting. It passes over folios that somebody holds
     /// exclusively, that the device is still writing, or whose last write failed; it stops at a spent budget and at the
-    /// first error; it does nothing where an integrity pass of the same mapping is issuing.
+    /// first error; it does nothing where the device is congested, or where an integrity pass of the same mapping is issuing.
     None,
     /// Integrity (`WB_SYNC_ALL`): writes everything that was dirty when it began, waits where it must, goes on past
     /// errors and a spent budget, and returns the first error at its end.
@@ -213,6 +213,8 @@ pub enum PassEnd {
     Complete,
     /// Its budget was spent.
     Budget,
+    /// The device had enough to write when it was to begin (WB-19).
+    Congested,
     /// An integrity pass of the same mapping is issuing, or came while this one ran: that one writes what is there.
     Taken,
     /// It was dropped by its owner.
