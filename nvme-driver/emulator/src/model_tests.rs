@@ -68,6 +68,14 @@ fn rule_1_a_completed_flush_covers_what_completed_before() {
 }
 
 #[test]
+fn what_an_ended_command_has_left_visible_survives_where_no_cache_holds_it_back() {
+    let survivors = survivors_of_block_0(|model| {
+        model.abandoned(write(model, blocks(0, 1), 1, Durability::AtCompletion));
+    });
+    assert!(survivors.into_iter().eq([1]));
+}
+
+#[test]
 fn rules_2_and_3_a_write_durable_at_completion_survives_unless_a_newer_one_does() {
     let survivors = survivors_of_block_0(|model| {
         model.completed(write(model, blocks(0, 1), 1, Durability::Cached));
