@@ -441,7 +441,7 @@ impl Report for TraceReport {
                 format!("{commands} with {pages} pages, {} failed", count(self.writes_failed))
             })
             .row("read commands", count(seen.read_commands))
-            .row("flushes", self.flushes())
+            .row("commits", self.flushes())
             .row("pages evicted", count(self.pages_evicted));
         table = self.dropped().into_iter().fold(table, Table::line);
         table = table
