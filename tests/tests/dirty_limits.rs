@@ -378,7 +378,8 @@ fn fill_to_the_limit(bed: &mut Bed, mapping: &Mapping, first: u64) -> u64 {
 #[test]
 fn wb24_a_failing_device_ends_the_wait_with_an_error_that_says_why() {
     for shards in [1, 3] {
-        let mut bed = Bed::new(device(RATE), limited(shards, 256));
+        let pin_wait = Duration::from_millis(500);
+        let mut bed = Bed::new(device(RATE), EngineOptions { pin_wait, ..limited(shards, 256) });
         let mapping = bed.mapping();
         bed.fail(NvmOpcode::WRITE, 0, u64::MAX, Status::of(StatusCode::WRITE_FAULT));
         let mut page = 0;
@@ -388,20 +389,18 @@ fn wb24_a_failing_device_ends_the_wait_with_an_error_that_says_why() {
                 Err(error) => break error,
             }
             assert_within_limits(&bed);
-            assert!(page < 1000, "more pages are dirty than may be");
+            assert!(page < 1000, "more pages are dirty than there are frames");
         };
-        let Error::DirtyLimit { waited, dirty_pages, limit_pages, cause } = &error else {
-            panic!("{error}");
-        };
-        assert!(
-            *waited >= Duration::from_secs(10) && *waited < Duration::from_secs(11),
-            "pin_wait: {waited:?}"
-        );
-        assert!(dirty_pages <= limit_pages && *limit_pages == bed.dirty_memory()[0].limit_pages);
+        // Poisoned pages don't slow writers, who can do nothing about them: it ends where frames end.
+        assert!(bed.engine().stats().poisoned_pages > 0);
+        let Error::CacheFull { waited, cause, .. } = &error else { panic!("{error}") };
+        assert!(*waited >= pin_wait && *waited < 2 * pin_wait, "{waited:?}");
         assert!(matches!(cause.as_deref(), Some(Error::Device { .. })), "{error}");
         assert!(error.to_string().contains("cannot be written, since the device failed a write"), "{error}");
         // The device is well again: so is the writer.
         bed.device.clear_faults();
+        bed.run(mapping.sync_async()).unwrap_err();
+        bed.run(mapping.sync_async()).unwrap();
         bed.run(mapping.write_at_async(page * 4096, &[1; 4096])).unwrap();
         bed.assert_consistent();
     }

@@ -1,20 +1,21 @@
 //! How much memory of a shard is dirty, and the gate before which writers learn that it is too much (WB-24).
 //!
 //! # The count
-//! *Dirty memory* is pages DIRTY and pages under WRITEBACK: what the device hasn't taken over yet. Beside it stand
-//! pages **reserved**: held exclusively by a writer whom the shard has let on, so about to be dirty. Only the shard
-//! reserves, and only what fits; a reservation ends with the hold, after the page has been counted dirty. So both
-//! together never pass the limit, and dirty memory alone doesn't either.
+//! *Dirty memory* is pages DIRTY and pages under WRITEBACK, but for poisoned ones: what the device hasn't taken over yet.
+//! Beside it stand pages **reserved**: held exclusively by a writer whom the shard has let on, or who hits several at once,
+//! so about to be dirty. Only what fits is reserved; a reservation ends with the hold, after its pages have been counted
+//! dirty. So dirty memory never passes the limit. (A page that is dirty and reserved to be changed again counts twice.)
 //!
 //! # The gate
 //! A hit must not pay for all that. Below the middle of the limits the gate is open, and a writer that hits a page
 //! loads one word that hardly ever changes. Who counts the page that passes the middle closes the gate; from then on
 //! pages that would become dirty are had from the shard alone, which makes writers wait
 //! ([`shard::balance`](crate::shard::balance)). A page that is dirty already is no news and may be changed through a
-//! closed gate, too. The shard opens the gate when dirty memory has fallen to the middle.
+//! closed gate, too. The shard opens the gate when dirty memory has fallen to the middle. In a small cache, where between
+//! middle and limit there is no room for the largest page of a mapping, the gate closes earlier; the shard still slows
+//! nobody below the middle.
 //!
-//! A writer that has passed the open gate and holds a clean page isn't counted: its page comes on top when it is
-//! released. The ceiling up to which the shard lets writers on lies below the limit for them
+//! A writer that has passed the open gate and holds one clean page isn't counted: that comes on top when it is released. The ceiling up to which the shard lets writers on lies below the limit for them
 //! ([`DirtyLimits`](crate::writeback::throttle::DirtyLimits)).
 
 use std::sync::Arc;
@@ -81,8 +82,7 @@ impl DirtyBalance {
         self.counts.0.fetch_sub(MARKED * u64::from(count), Ordering::SeqCst);
     }
 
-    /// Pages that are dirty or under writeback.
-    #[cfg(any(test, debug_assertions))]
+    /// Pages that are dirty or under writeback, without those that are poisoned.
     pub(crate) fn marked(&self) -> u64 {
         self.counts.0.load(Ordering::SeqCst) % RESERVED
     }
@@ -94,7 +94,8 @@ impl DirtyBalance {
 
     /// What writers are slowed by: dirty memory, and what is about to be.
     ///
-    /// Here, and nowhere else, pages would be taken out that writers can do nothing about.
+    /// Poisoned pages are not in it, since writers can do nothing about them (WB-23): they leave the count when their write
+    /// has failed for good, and come back to it, if ever, as clean pages that are dirtied anew.
     pub(crate) fn throttleable(&self) -> u64 {
         let counts = self.counts.0.load(Ordering::SeqCst);
         counts % RESERVED + counts / RESERVED

@@ -241,9 +241,7 @@ impl ShardCache {
         let marked = &self.shared.marked[shape.slot as usize];
         marked.writeback_started(pages.count_ones());
         if marked.poisoned() > 0 {
-            let recovered = pages & self.shared.tags.marked(leaf, Tag::Poisoned);
-            marked.recovered(recovered);
-            self.shared.balance.dirtied(recovered.count_ones());
+            marked.recovered(pages & self.shared.tags.marked(leaf, Tag::Poisoned));
         }
     }
 
@@ -264,6 +262,11 @@ impl ShardCache {
             let bits = leaf_bits(first + done, pages - done);
             let local = shape.striping.local(first + done);
             let leaf = self.tree.leaf_of(shape.tree, local).expect("a page under writeback is in the cache");
+            let poisoned_before = tags.marked(leaf, Tag::Poisoned) & bits;
+            if written != Written::Refused {
+                // Clean, or poisoned: writers aren't slowed by either, and weren't by what was poisoned before.
+                self.shared.balance.cleaned((bits & !poisoned_before).count_ones());
+            }
             if written == Written::No {
                 newly_poisoned += (bits & !tags.marked(leaf, Tag::Poisoned)).count_ones();
                 tags.set_owned(leaf, bits, Tag::Poisoned);
@@ -278,14 +281,11 @@ impl ShardCache {
                 let clean = tags.set_dirty(leaf, bits);
                 marked.dirtied(clean.count_ones());
                 marked.poison(poisoned);
-                // Writers can do nothing about poisoned pages: they aren't slowed by them.
-                self.shared.balance.dirtied((clean & !poisoned).count_ones());
             }
             tags.clear_owned(leaf, bits, Tag::Writeback);
             done += u64::from(bits.count_ones());
         }
         marked.writeback_ended(pages);
-        self.shared.balance.cleaned(pages as u32);
         newly_poisoned
     }
 
@@ -298,6 +298,7 @@ impl ShardCache {
     pub(crate) fn assert_consistent<'s>(&self, shape_of: impl Fn(FolioKey) -> Option<&'s MappingShape>) {
         let mut used = 0;
         let mut counts = vec![(0, 0, 0); MAPPINGS_MAX];
+        let mut throttleable = 0;
         for (frame, folio) in self.shared.headers.iter().enumerate() {
             if folio.state().frozen() {
                 continue;
@@ -327,6 +328,7 @@ impl ShardCache {
                 counts.2 += u32::from(tagged(Tag::Poisoned) && tagged(Tag::Dirty));
                 let in_use = tagged(Tag::Dirty) || tagged(Tag::Writeback);
                 assert!(!tagged(Tag::Poisoned) || in_use, "page {page} is POISONED and clean");
+                throttleable += u64::from(in_use && !tagged(Tag::Poisoned));
             }
         }
         for (slot, counts) in counts.into_iter().enumerate() {
@@ -334,6 +336,7 @@ impl ShardCache {
             let kept = (marked.dirty(), marked.writeback(), marked.poisoned());
             assert_eq!(kept, counts, "counts of mapping {slot}");
         }
+        assert_eq!(self.shared.balance.marked(), throttleable, "what writers are slowed by");
         assert_eq!(used + self.free.count(), self.shared.headers.len(), "every frame is used or free");
     }
 }

@@ -24,7 +24,7 @@ use crate::writeback::throttle::Verdict;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DirtyMemory {
-    /// Pages that wait to be written.
+    /// Pages that wait to be written; those whose write failed for good are not among them.
     pub dirty_pages: u64,
     /// Pages on their way to the device.
     pub writeback_pages: u64,
@@ -43,11 +43,14 @@ impl Shard {
     #[must_use]
     pub fn dirty_memory(&self) -> DirtyMemory {
         let limits = self.throttle.limits;
-        let (dirty_pages, writeback_pages) = self.marked_pages();
+        let balance = &self.cache.shared.balance;
+        let (dirty_pages, _) = self.marked_pages();
+        // Without poisoned pages that are tried again.
+        let writeback_pages = balance.marked().saturating_sub(dirty_pages);
         DirtyMemory {
             dirty_pages,
             writeback_pages,
-            reserved_pages: self.cache.shared.balance.reserved(),
+            reserved_pages: balance.reserved(),
             background_pages: limits.background,
             freerun_pages: limits.freerun,
             limit_pages: limits.limit,

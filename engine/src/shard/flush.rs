@@ -59,7 +59,12 @@ impl Shard {
             return progressed;
         }
         if self.flusher.is_done(pressure, self.open.len()) {
+            let finished = self.flusher.running.as_ref().map_or(0, |run| run.finished);
             self.end_flusher_pass(PassEnd::Dropped);
+            if let Some(run) = &mut self.flusher.running {
+                // A pass that was put off, or dropped because the pressure is gone, hasn't found that nothing can be written.
+                run.finished = finished;
+            }
             self.flusher.end(self.now_ns);
             return progressed;
         }
@@ -79,6 +84,7 @@ impl Shard {
     }
 
     fn step_flusher_pass(&mut self, mapping: &OpenMapping) -> bool {
+        let half = self.congestion.half_pages(self.throttle.bandwidth.pages_per_s());
         let Some(run) = &mut self.flusher.running else { return false };
         let pass = run.pass.get_or_insert_with(|| {
             let end = mapping.shape.striping.local_range(self.cache.shard, 0..mapping.shape.pages()).end;
@@ -90,7 +96,8 @@ impl Shard {
             pass
         });
         let (commands, pages) = (pass.commands, pass.outcome().pages_written);
-        WritebackPass::new(issuer!(self), mapping, pass, STEP_PAGES).drive(None);
+        pass.run_pages_max = half.next_multiple_of(mapping.shape.order.pages());
+        WritebackPass::new(issuer!(self), mapping, pass, STEP_PAGES.min(half)).drive(None);
         let written = pass.outcome().pages_written - pages;
         let submitted = pass.commands - commands;
         run.pages += written;

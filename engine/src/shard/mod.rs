@@ -455,12 +455,6 @@ impl Shard {
     /// When they don't.
     #[cfg(any(test, debug_assertions))]
     pub fn assert_consistent(&self) {
-        let (dirty, writeback) = self.marked_pages();
-        assert_eq!(
-            self.cache.shared.balance.marked(),
-            dirty + writeback,
-            "dirty memory is counted twice alike"
-        );
         self.cache
             .assert_consistent(|key| self.mappings[key.mapping() as usize].as_ref().map(|open| &open.shape));
     }

@@ -61,6 +61,12 @@ impl Congestion {
         on - on.div_ceil(4)
     }
 
+    /// Half of what may be in flight: no command of a pass carries more, so that a second one is with the device when the
+    /// first ends, however small the cache.
+    pub(crate) fn half_pages(&self, pages_per_s: f64) -> u64 {
+        (self.on_pages(pages_per_s) / 2).max(1)
+    }
+
     /// Whether a background pass has to be put off, with `in_flight_pages` under writeback at a device of this rate.
     pub(crate) fn is_congested(&mut self, in_flight_pages: u64, pages_per_s: f64) -> bool {
         self.state = match self.state {
@@ -95,6 +101,7 @@ mod tests {
         let congestion = Congestion::new(256, 1 << 20);
         assert_eq!(congestion.on_pages(1.0), 512);
         assert!(congestion.off_pages(1.0) > 256);
+        assert_eq!(congestion.half_pages(1.0), 256);
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub(crate) struct PassState {
     cursor: u64,
     /// Pages that a background pass may still write.
     budget: u64,
+    /// Pages that one of its commands may carry, beside the device's own limits: whole pages of the mapping.
+    pub run_pages_max: u64,
     /// Whether it begins and ends at the mapping's writeback index.
     is_cyclic: bool,
     /// What waits for its writes, beside syncs of their ranges.
@@ -68,6 +70,7 @@ impl PassState {
             cursor: ranges.span().start,
             ranges,
             budget: u64::MAX,
+            run_pages_max: u64::MAX,
             is_cyclic: false,
             group: RunGroup::None,
             commands: 0,
@@ -372,7 +375,8 @@ impl<'a> WritebackPass<'a> {
                     self.release_locked();
                     return Advance::Pause;
                 }
-                fits = part.min(self.shape.command_pages_max(self.first_page + u64::from(slot)));
+                let most = self.shape.command_pages_max(self.first_page + u64::from(slot));
+                fits = part.min(most).min(self.state.run_pages_max);
             }
             let pages = self.within_budget(fits) as u32;
             self.locked.pages &= !slots(slot, pages);
@@ -417,7 +421,10 @@ impl<'a> WritebackPass<'a> {
             return 0;
         }
         let page = self.first_page + u64::from(slot);
-        self.run.as_ref().map_or(0, |run| run.room_for(self.shape, page, pages))
+        self.run.as_ref().map_or(0, |run| {
+            let left = self.state.run_pages_max.saturating_sub(run.pages());
+            run.room_for(self.shape, page, pages.min(left))
+        })
     }
 
     /// What of `pages` a background pass may still write: whole blocks of the mapping, which are never torn.
