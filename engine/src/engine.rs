@@ -18,6 +18,7 @@ use crate::cache::shape::MappingShape;
 use crate::cache::tags::TagTree;
 use crate::device;
 use crate::error::{Error, Result};
+use crate::gate::{Gate, GateTable, MappingGates};
 use crate::mapping::{HandleReadahead, Mapping, MappingOptions};
 use crate::options::{EngineOptions, FRAMES_MIN, ShardThreads};
 use crate::reply::{GRANTS_MAX, block_on};
@@ -37,6 +38,7 @@ use crate::writeback::throttle::DirtyLimits;
 pub(crate) struct EngineInner {
     pub links: Box<[Arc<ShardLink>]>,
     pub table: MappingTable,
+    gates: GateTable,
     /// Pages that one request may ask for, so that a few requests never need all frames.
     pub request_pages_max: u64,
     namespaces: Vec<Namespace>,
@@ -109,6 +111,7 @@ impl Engine {
         let inner = Arc::new(EngineInner {
             links: shards.iter().map(|shard| shard.link().clone()).collect(),
             table: MappingTable::new(),
+            gates: GateTable::default(),
             request_pages_max: request_pages_max(frames / shards.len() as u64),
             namespaces: controller.namespaces().to_vec(),
             identity: controller.identity().clone(),
@@ -146,13 +149,19 @@ impl Engine {
         self.inner.arena
     }
 
+    /// The write-ahead gate of that name, a new one if nobody has one. Its durable number begins at none.
+    #[must_use]
+    pub fn gate(&self, name: &str) -> Gate {
+        self.inner.gates.open(name, &self.inner.links)
+    }
+
     /// Opens a range of a namespace as a mapping. The same range opened again gives another handle of the same
     /// mapping; ranges that overlap in part are refused.
     ///
     /// With [`ShardThreads::Manual`] another thread must be polling the shards.
     ///
     /// # Errors
-    /// [`Error::Mapping`] when the range doesn't fit; [`Error::Closed`].
+    /// [`Error::Mapping`] when the range or the gate doesn't fit; [`Error::GateCycle`]; [`Error::Closed`].
     pub fn mapping(&self, options: &MappingOptions) -> Result<Mapping> {
         block_on(self.mapping_async(options))
     }
@@ -215,16 +224,20 @@ impl Engine {
                 namespace.optimal_boundary_blocks()
             ));
         }
-        let opened =
-            inner.table.open(options.namespace, first_lba, len_bytes, order, |slot| OpenMapping {
+        let gates = MappingGates { gate: options.gate.clone(), log_of: options.log_of.clone() };
+        gates.check(&inner.links)?;
+        let opened = inner.table.open(options.namespace, first_lba, len_bytes, (order, &gates), |slot| {
+            OpenMapping {
                 shape: shape(slot),
+                gates: gates.clone(),
                 errors: Default::default(),
                 durability: inner.durability[&options.namespace].clone(),
                 retry: options.retry,
                 writeback: inner.links.iter().map(|_| Default::default()).collect(),
                 closed: AtomicBool::new(false),
                 dropped: AtomicBool::new(false),
-            })?;
+            }
+        })?;
         // The handle exists from here on, so that an error below drops it.
         let mapping = Mapping::new(inner.clone(), opened.clone(), readahead);
         if opened.retry != options.retry {
@@ -264,8 +277,10 @@ impl Engine {
                 stats.writeback_pages += u64::from(marked.writeback());
                 stats.poisoned_pages += u64::from(marked.poisoned());
             }
+            stats.metadata_bytes += link.cache.lsns.bytes_in_use() as u64;
         }
-        stats.metadata_bytes = self.inner.fixed_metadata_bytes + stats.tag_nodes * TagTree::NODE_BYTES as u64;
+        stats.metadata_bytes +=
+            self.inner.fixed_metadata_bytes + stats.tag_nodes * TagTree::NODE_BYTES as u64;
         stats
     }
 
@@ -303,8 +318,8 @@ impl Engine {
         self.shards.lock().unwrap_or_else(PoisonError::into_inner).extend(shards);
     }
 
-    /// Syncs every open mapping, stops the shards and shuts the controller down. Handles get [`Error::Closed`]
-    /// from then on. With [`ShardThreads::Manual`] the shards have to be [returned](Self::return_shards) before.
+    /// Syncs every open mapping, the logs first, stops the shards and shuts the controller down. Handles get
+    /// [`Error::Closed`] from then on. Pages behind a [`Gate`] are waited for, up to `gate_wait`. With [`ShardThreads::Manual`] the shards have to be [returned](Self::return_shards) before.
     ///
     /// # Errors
     /// The first error of all that; everything is stopped nevertheless, and what couldn't be written is lost, as
@@ -320,13 +335,16 @@ impl Engine {
                     .to_owned(),
             });
         }
-        let mut result = Ok(());
-        for open in self.inner.table.all() {
+        let mappings = self.inner.table.all().into_iter().map(|open| {
             self.inner.table.add_handle(&open);
-            let mapping = Mapping::new(self.inner.clone(), open, HandleReadahead::off());
-            let synced =
-                if shards.is_empty() { mapping.sync() } else { drive(&mut shards, mapping.sync_async()) };
-            result = result.and(synced);
+            Mapping::new(self.inner.clone(), open, HandleReadahead::off())
+        });
+        let (logs, others): (Vec<_>, Vec<_>) = mappings.partition(Mapping::holds_log);
+        let mut result = Ok(());
+        for mappings in [logs, others] {
+            let synced = sync_all(&mappings);
+            result =
+                result.and(if shards.is_empty() { block_on(synced) } else { drive(&mut shards, synced) });
         }
         drop(shards);
         self.stop();
@@ -347,6 +365,7 @@ impl Engine {
         for open in self.inner.table.all() {
             open.closed.store(true, Ordering::SeqCst);
         }
+        self.inner.gates.close();
         self.inner.stop.store(true, Ordering::Release);
         for link in &self.inner.links {
             link.kick();
@@ -372,6 +391,24 @@ impl Drop for Engine {
         }
         self.stop();
     }
+}
+
+/// Syncs mappings at once, so that those behind one gate wait for it together. The first error.
+async fn sync_all(mappings: &[Mapping]) -> Result<()> {
+    let mut pending: Vec<_> = mappings.iter().map(|mapping| Box::pin(mapping.sync_async())).collect();
+    let mut result = Ok(());
+    std::future::poll_fn(|context| {
+        pending.retain_mut(|sync| match sync.as_mut().poll(context) {
+            Poll::Pending => true,
+            Poll::Ready(synced) => {
+                result = std::mem::replace(&mut result, Ok(())).and(synced);
+                false
+            }
+        });
+        if pending.is_empty() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    result
 }
 
 /// Runs a future on this thread together with the shards that it needs.
@@ -410,6 +447,12 @@ fn build_shards(controller: &Controller, options: &EngineOptions, count: usize) 
         flush_interval_ns: nanoseconds(options.flush_interval),
         dirty,
         command_pages_max: controller.identity().max_transfer_bytes as usize / PAGE_BYTES,
+        gate_wait_ns: nanoseconds(options.gate_wait),
+        gated_pages_max: (frames * u64::from(options.gated_percent) / 100).clamp(1, u64::from(u32::MAX))
+            as u32,
+        // At least what one request of the log's may ask for.
+        log_reserve_frames: (frames * u64::from(options.log_reserve_percent) / 100)
+            .max(request_pages_max(frames)) as usize,
     };
     (0..count)
         .map(|shard| {

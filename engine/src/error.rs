@@ -1,5 +1,6 @@
 //! What can go wrong, in the engine's terms.
 
+use crate::cache::lsn::Lsn;
 use foliant_nvme::{CommandError, DriverError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,6 +26,24 @@ impl std::fmt::Display for Operation {
             Self::Flush => "flush",
             Self::WriteZeroes => "write zeroes",
         })
+    }
+}
+
+/// What has a log sequence number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LsnOf {
+    /// A page: index within the mapping.
+    Page(u64),
+    /// A gate: its name.
+    Gate(Arc<str>),
+}
+
+impl std::fmt::Display for LsnOf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Page(page) => write!(f, "page {page} of the mapping"),
+            Self::Gate(name) => write!(f, "gate {name:?}"),
+        }
     }
 }
 
@@ -171,6 +190,42 @@ pub enum Error {
         /// The byte after its last.
         end: u64,
     },
+    /// Pages waited for their log until the deadline; they are still dirty (WB-40).
+    #[error(
+        "dirty pages wait for log sequence number {waits_for} to be durable, and after {waited:?} gate {gate:?} is at \
+         {durable}; sync the log up to {waits_for} and call advance_durable_lsn (next_wanted tells when), or open the \
+         engine with a longer gate_wait"
+    )]
+    Gated {
+        /// The gate's name.
+        gate: Arc<str>,
+        /// The number that has to be durable.
+        waits_for: Lsn,
+        /// The number that is.
+        durable: Lsn,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// A log sequence number is below one that was given before.
+    #[error("log sequence number {lsn} of {of} goes backwards: it has had {last}; numbers only rise")]
+    LsnBackwards {
+        /// What the number is of.
+        of: LsnOf,
+        /// The number given.
+        lsn: Lsn,
+        /// The highest number before.
+        last: Lsn,
+    },
+    /// Opening a mapping would make gates wait for each other's logs.
+    #[error(
+        "the gates would wait for each other for ever: {}; open the mapping that holds the log of {:?} without a gate",
+        gates.join(" → "),
+        gates.first().map_or("", |gate| gate)
+    )]
+    GateCycle {
+        /// The names on the way round; the last is the first.
+        gates: Vec<Arc<str>>,
+    },
     /// A byte range reaches outside its mapping.
     #[error("bytes {offset}..{} lie outside the mapping of {len_bytes} bytes", offset.saturating_add(*count))]
     OutOfRange {
@@ -243,12 +298,15 @@ impl From<Error> for std::io::Error {
             | Error::InvertedRange { .. }
             | Error::Mapping { .. }
             | Error::Option { .. }
-            | Error::Uri { .. } => std::io::ErrorKind::InvalidInput,
+            | Error::Uri { .. }
+            | Error::LsnBackwards { .. }
+            | Error::GateCycle { .. } => std::io::ErrorKind::InvalidInput,
             Error::TryAgain { .. } | Error::Throttled { .. } => std::io::ErrorKind::WouldBlock,
             Error::CacheFull { .. }
             | Error::DirtyLimit { .. }
             | Error::PinnedTooLong { .. }
-            | Error::TooManyRequests { .. } => std::io::ErrorKind::TimedOut,
+            | Error::TooManyRequests { .. }
+            | Error::Gated { .. } => std::io::ErrorKind::TimedOut,
             Error::Closed => std::io::ErrorKind::NotConnected,
             _ => std::io::ErrorKind::Other,
         };

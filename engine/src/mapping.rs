@@ -1,5 +1,6 @@
 //! Mappings: a range of a namespace as bytes and pages in the cache.
 
+mod checkpoint;
 mod readahead;
 mod try_again;
 
@@ -14,8 +15,11 @@ use crate::cache::balance::ReservedPages;
 use crate::cache::errseq::ErrorCursor;
 use crate::cache::folio::{Access, FolioOrder, FrameId};
 use crate::cache::frames::PAGE_BYTES;
+use crate::cache::lsn::Lsn;
+use crate::cache::tags::Tag;
 use crate::engine::EngineInner;
 use crate::error::{Error, Result};
+use crate::gate::Gate;
 use crate::pin::{PagePin, PagePinMut};
 use crate::reply::{GRANTS_MAX, Grants, block_on};
 use crate::shard::link::{RequestFuture, ShardLink};
@@ -57,6 +61,11 @@ pub struct MappingOptions {
     pub readahead_bytes_max: u32,
     /// Who waits while a command that failed in passing is tried again.
     pub retry: RetryPolicy,
+    /// Dirty pages of the mapping wait for this gate, of the same engine, before they are written.
+    pub gate: Option<Gate>,
+    /// The mapping holds the log of this gate: frames are kept in reserve for it. The gate may be another
+    /// engine's, unless the mapping is gated itself.
+    pub log_of: Option<Gate>,
 }
 
 /// Whether callers wait while the engine tries a command again that failed in passing (WB-22).
@@ -87,6 +96,8 @@ impl Default for MappingOptions {
             page_bytes: PAGE_BYTES as u32,
             readahead_bytes_max: 512 << 10,
             retry: RetryPolicy::default(),
+            gate: None,
+            log_of: None,
         }
     }
 }
@@ -195,9 +206,7 @@ impl Mapping {
     /// others hold what is needed; [`Error::DirtyLimit`] when too much is dirty and the device doesn't write it. After
     /// an error a prefix of `data` may have been written.
     pub fn write_at(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.check_write(offset, data.len())?;
-        let done = self.write_hits(offset, data);
-        if done == data.len() { Ok(()) } else { block_on(self.write_rest(offset, data, done, Pacing::Wait)) }
+        self.write_at_lsn(offset, data, Lsn::NONE)
     }
 
     /// As [`write_at`](Self::write_at), without blocking the thread. Dropping the future midway leaves a prefix
@@ -206,9 +215,7 @@ impl Mapping {
     /// # Errors
     /// As `write_at`.
     pub async fn write_at_async(&self, offset: u64, data: &[u8]) -> Result<()> {
-        self.check_write(offset, data.len())?;
-        let done = self.write_hits(offset, data);
-        self.write_rest(offset, data, done, Pacing::Wait).await
+        self.write_at_lsn_async(offset, data, Lsn::NONE).await
     }
 
     /// Pins a page for reading in place. A hit takes no lock and sends no message.
@@ -286,7 +293,7 @@ impl Mapping {
     /// [`Error::Device`] when a page couldn't be written, now or in the background since this handle's last
     /// sync; the page stays dirty and the next sync tries again. [`Error::NamespaceFailed`] when the device's
     /// flush failed, now or ever since open. [`Error::PinnedTooLong`] when somebody kept a dirty page
-    /// exclusively pinned.
+    /// exclusively pinned. [`Error::Gated`] when the log of a page didn't become durable in time ([`Gate`]).
     pub fn sync(&self) -> Result<()> {
         block_on(self.sync_range_async(0..self.len()))
     }
@@ -465,7 +472,8 @@ impl Mapping {
     /// Durable after the next sync. Waits for writeback of what it removes (WB-26).
     ///
     /// # Errors
-    /// [`Error::OutOfRange`]; [`Error::PinnedTooLong`] when somebody keeps a page of the range pinned; those of
+    /// [`Error::OutOfRange`]; [`Error::PinnedTooLong`] when somebody keeps a page of the range pinned;
+    /// [`Error::Gated`] when the log of a dirty page of the range didn't become durable in time; those of
     /// [`write_at`](Self::write_at). After an error parts of the range may be zeroed.
     pub fn discard(&self, range: Range<u64>) -> Result<()> {
         block_on(self.discard_async(range))
@@ -628,7 +636,11 @@ impl Mapping {
                 };
                 let mut pin = self.exclusive_pin(link, first, frame, pages);
                 pin.reserved = reserved;
-                Some(pin)
+                // Where more would be dirty behind gates than may be, it lets the writer wait as well.
+                let waits = self.open.gates.gate.is_some()
+                    && link.cache.exceeds_gated(pages.max(self.open.shape.order.pages()))
+                    && !link.cache.is_all_marked(frame, pages, Tag::Dirty);
+                (!waits).then_some(pin)
             }
             Err(released) => {
                 link.after_release(released);
@@ -691,20 +703,21 @@ impl Mapping {
         done
     }
 
-    /// Copies into cached pages, up to the first that isn't to be had at once; returns how many bytes.
+    /// Copies into cached pages, stamped with `lsn`, up to the first that isn't to be had at once; returns how many bytes.
     #[inline]
-    fn write_hits(&self, offset: u64, data: &[u8]) -> usize {
+    fn write_hits(&self, offset: u64, data: &[u8], lsn: Lsn) -> Result<usize> {
         let mut done = 0;
         while done < data.len() {
             let (page, within) = split(offset + done as u64);
             let (access, pages) = self.access_for(offset + done as u64, data.len() - done);
             let Some(mut pin) = self.try_change(page, access, pages) else { break };
+            pin.set_lsn(lsn)?;
             let count = (pin.len() - within).min(data.len() - done);
             pin[within..within + count].copy_from_slice(&data[done..done + count]);
             pin.link.hits.write((within + count).div_ceil(PAGE_BYTES) as u64);
             done += count;
         }
-        done
+        Ok(done)
     }
 
     /// How `count` bytes at `offset` change the page that they begin in, and how many pages they change likewise.
@@ -811,7 +824,13 @@ impl Mapping {
         Ok(())
     }
 
-    async fn write_rest(&self, offset: u64, data: &[u8], mut done: usize, pacing: Pacing) -> Result<()> {
+    async fn write_rest(
+        &self,
+        offset: u64,
+        data: &[u8],
+        mut done: usize,
+        (lsn, pacing): (Lsn, Pacing),
+    ) -> Result<()> {
         let block = self.open.shape.order.pages();
         while done < data.len() {
             let at = offset + done as u64;
@@ -822,11 +841,12 @@ impl Mapping {
             if let (Access::Overwrite, whole) = self.access_for(at, data.len() - done) {
                 let count = self.request_count(first, first + whole);
                 let grants = self.request_pages(link, first, count, Want::Create, pacing).await?;
-                covered = self.fill_created(link, first, &grants, offset, data);
+                covered = self.fill_created(link, first, &grants, (offset, data), lsn);
                 done = ((first + covered as u64) * PAGE - offset).min(data.len() as u64) as usize;
             }
             if covered == 0 {
                 let mut pin = self.acquire_mut(first, Want::Change, pacing).await?;
+                pin.set_lsn(lsn)?;
                 let (from, to, within) = overlap(first, offset, data.len(), pin.len());
                 // The first page may be written from its middle, and an earlier part may be done already.
                 let skip = done - from;
@@ -834,17 +854,25 @@ impl Mapping {
                 drop(pin);
                 done = to;
             }
-            done += self.write_hits(offset + done as u64, &data[done..]);
+            done += self.write_hits(offset + done as u64, &data[done..], lsn)?;
         }
         Ok(())
     }
 
     /// Fills pages that were made for this write; returns how many of them follow `first` without a gap.
-    fn fill_created(&self, link: &ShardLink, first: u64, grants: &Grants, offset: u64, data: &[u8]) -> usize {
+    fn fill_created(
+        &self,
+        link: &ShardLink,
+        first: u64,
+        grants: &Grants,
+        (offset, data): (u64, &[u8]),
+        lsn: Lsn,
+    ) -> usize {
         let mut covered = 0;
         for (position, frame, pages) in grants.iter() {
             let page = first + position as u64;
             let mut pin = self.granted_pin(link, page, frame, (pages as u64, pages as u32));
+            pin.set_lsn(lsn).expect("a page that was just made has no number yet");
             let from = (page * PAGE - offset) as usize;
             let count = pin.len();
             pin.copy_from_slice(&data[from..from + count]);

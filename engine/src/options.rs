@@ -43,6 +43,18 @@ pub struct EngineOptions {
     pub flush_interval: Duration,
     /// How long a request waits for a page that others keep pinned, or for a frame, before it is an error.
     pub pin_wait: Duration,
+    /// How long a sync, a checkpoint or a close waits for pages whose log isn't durable (see
+    /// [`Gate`](crate::Gate)), before it is an error; anew for each number that it waits for.
+    pub gate_wait: Duration,
+    /// Share of a shard's frames, in percent, that may be dirty in gated mappings; writers wait at that
+    /// limit. Better below the middle of `dirty_background_percent` and `dirty_percent`: else pages that wait for
+    /// their log slow writers everywhere. The limit may be exceeded by the clean pages that are exclusively pinned when
+    /// it is reached.
+    pub gated_percent: u8,
+    /// Share of a shard's frames, in percent, that is kept for logs
+    /// ([`MappingOptions::log_of`](crate::MappingOptions::log_of)) as long as one is open. A request's worth
+    /// of frames is kept in any case.
+    pub log_reserve_percent: u8,
     /// How long a command may stay with the device before the device counts as failed.
     pub command_timeout: Duration,
     /// Whether frames must, should or must not lie on hugepages.
@@ -63,6 +75,9 @@ impl Default for EngineOptions {
             dirty_percent: 40,
             flush_interval: Duration::from_secs(5),
             pin_wait: Duration::from_secs(10),
+            gate_wait: Duration::from_secs(10),
+            gated_percent: 25,
+            log_reserve_percent: 2,
             command_timeout: Duration::from_secs(30),
             hugepages: Hugepages::Prefer,
             threads: ShardThreads::Floating,
@@ -133,6 +148,15 @@ impl EngineOptions {
                 ),
             );
         }
+        if self.gate_wait.is_zero() {
+            return wrong("gate_wait", "0", "must leave the log's owner time to sync its log");
+        }
+        if self.gated_percent == 0 || self.gated_percent > 90 {
+            return wrong("gated_percent", self.gated_percent, "must be between 1 and 90");
+        }
+        if self.log_reserve_percent > 50 {
+            return wrong("log_reserve_percent", self.log_reserve_percent, "must be at most 50");
+        }
         if self.command_timeout.is_zero() {
             return wrong(
                 "command_timeout",
@@ -185,6 +209,10 @@ mod tests {
             (EngineOptions { queue_entries: 2, ..Default::default() }, "queue_entries = 2"),
             (EngineOptions { transfer_bytes_max: 1000, ..Default::default() }, "multiple of 4096"),
             (EngineOptions { requests_max: 0, ..Default::default() }, "requests_max = 0"),
+            (EngineOptions { gate_wait: Duration::ZERO, ..Default::default() }, "gate_wait = 0"),
+            (EngineOptions { gated_percent: 91, ..Default::default() }, "gated_percent = 91"),
+            (EngineOptions { gated_percent: 0, ..Default::default() }, "gated_percent = 0"),
+            (EngineOptions { log_reserve_percent: 51, ..Default::default() }, "log_reserve_percent = 51"),
             (EngineOptions { dirty_background_percent: 99, ..Default::default() }, "at most 90"),
             (EngineOptions { dirty_percent: 20, ..Default::default() }, "dirty_percent = 20: must be above"),
             (EngineOptions { dirty_percent: 101, ..Default::default() }, "at most 100"),

@@ -6,7 +6,9 @@ use crate::cache::Place;
 use crate::cache::balance::ReservedPages;
 use crate::cache::folio::FrameId;
 use crate::cache::frames::PAGE_BYTES;
+use crate::cache::lsn::Lsn;
 use crate::cache::shape::MappingShape;
+use crate::error::{Error, LsnOf, Result};
 use crate::shard::link::ShardLink;
 
 /// A page held shared: its bytes can be read in place, and it stays where it is. Others may hold it shared too,
@@ -57,6 +59,30 @@ pub struct PagePinMut<'a> {
     pub(crate) changed: bool,
     /// Given back after the pages have been counted dirty; `None` for a hit below the middle of the dirty limits.
     pub(crate) reserved: Option<ReservedPages<'a>>,
+}
+
+impl PagePinMut<'_> {
+    /// Stamps the page with the log sequence number of the change that is about to be made: behind a
+    /// [gate](crate::Gate) it isn't written before the log is durable up to there, and a checkpoint counts it
+    /// from now on. To be called before the bytes are changed, so that a panic in between leaves no change
+    /// without its number. The page counts as changed. [`Lsn::NONE`] does nothing.
+    ///
+    /// # Errors
+    /// [`Error::LsnBackwards`] when the page, as long as it is cached, has had a higher number; nothing has
+    /// changed then.
+    pub fn set_lsn(&mut self, lsn: Lsn) -> Result<()> {
+        if lsn.is_none() {
+            return Ok(());
+        }
+        let pages = self.len_bytes.div_ceil(PAGE_BYTES) as u64;
+        let stamped = self.link.stamp(self.frame, pages, self.shape, lsn);
+        stamped.map_err(|last| {
+            let page = self.link.cache.folio(self.frame).key().page() / self.shape.order.pages();
+            Error::LsnBackwards { of: LsnOf::Page(page), lsn, last }
+        })?;
+        self.changed = true;
+        Ok(())
+    }
 }
 
 impl Deref for PagePinMut<'_> {

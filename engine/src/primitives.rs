@@ -1,7 +1,8 @@
 //! The atomics of the lock-free protocols, exchangeable for `loom`'s.
 //!
-//! `cache::folio`, `cache::index`, `cache::tags` and `shard::doze` take their atomics from here and nowhere
-//! else, so that `RUSTFLAGS="--cfg loom"` model-checks the code that ships and not a copy of it.
+//! `cache::folio`, `cache::index`, `cache::tags`, `shard::doze` and `writeback::durable` take their atomics
+//! from here and nowhere else, so that `RUSTFLAGS="--cfg loom"` model-checks the code that ships and not a
+//! copy of it.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};

@@ -169,6 +169,12 @@ counters! {
     throttle_pauses,
     /// Nanoseconds that writers have waited for that, all together.
     throttle_paused_ns,
+    /// Times that writeback came to a page whose log was not durable, and left it dirty (WB-40).
+    pages_gated,
+    /// Times that a sync waited for a gate.
+    gate_waits,
+    /// Waits for a gate that ended by their deadline.
+    gate_timeouts,
     /// The rate at which the device writes, measured: bytes per second; 0 before the first measurement.
     write_bandwidth,
     /// Commands that the device failed.

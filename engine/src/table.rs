@@ -7,6 +7,7 @@ use crate::cache::MAPPINGS_MAX;
 use crate::cache::folio::FolioOrder;
 use crate::cache::shape::MappingShape;
 use crate::error::{Error, Result};
+use crate::gate::MappingGates;
 use crate::shard::open::OpenMapping;
 
 /// One taken slot. It stays taken while a handle exists, also after the mapping was closed: a handle's keys
@@ -40,13 +41,13 @@ impl MappingTable {
     }
 
     /// Finds the mapping of exactly this range, or takes a slot for a new one; `make` builds it for its slot.
-    /// `first_lba` and `len_bytes` have been checked against the namespace.
+    /// `first_lba` and `len_bytes` have been checked against the namespace, `gates` against the engine.
     pub(crate) fn open(
         &self,
         namespace: u32,
         first_lba: u64,
         len_bytes: u64,
-        order: FolioOrder,
+        (order, gates): (FolioOrder, &MappingGates),
         make: impl FnOnce(u16) -> OpenMapping,
     ) -> Result<Arc<OpenMapping>> {
         let mut entries = self.lock();
@@ -70,6 +71,7 @@ impl MappingTable {
                         ),
                     });
                 }
+                gates.check_same(&entry.open.gates)?;
                 entry.handles += 1;
                 return Ok(entry.open.clone());
             }
@@ -86,6 +88,9 @@ impl MappingTable {
                 });
             }
         }
+        let open_entries =
+            entries.iter().flatten().filter(|entry| !entry.open.dropped.load(Ordering::SeqCst));
+        gates.check_acyclic(open_entries.map(|entry| &entry.open.gates))?;
         let Some(slot) = entries.iter().position(Option::is_none) else {
             return Err(Error::Mapping {
                 reason: format!("{MAPPINGS_MAX} mappings are open, which is the most; close one first"),

@@ -13,6 +13,7 @@ pub(crate) mod exclusion;
 pub(crate) mod folio;
 pub(crate) mod frames;
 pub(crate) mod index;
+pub(crate) mod lsn;
 pub(crate) mod owned;
 pub(crate) mod readahead;
 pub(crate) mod shape;
@@ -20,6 +21,7 @@ pub(crate) mod stripe;
 pub(crate) mod table;
 pub(crate) mod tags;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -28,6 +30,7 @@ use exclusion::{leaf_bit, leaf_bits};
 use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, ReadAhead, Released};
 use frames::FrameMemory;
 use index::FolioIndex;
+use lsn::{GatedMappings, Lsn, PageLsns};
 use shape::MappingShape;
 use table::Table;
 use tags::{Tag, TagNodes};
@@ -125,6 +128,8 @@ pub(crate) struct SharedCache {
     pub marked: Box<[MarkedPages]>,
     /// All mappings together, and the gate before which writers wait.
     pub balance: DirtyBalance,
+    pub lsns: PageLsns,
+    pub gated: GatedMappings,
 }
 
 impl SharedCache {
@@ -213,6 +218,47 @@ impl SharedCache {
         self.is_any_marked(head, Tag::Dirty) || self.is_any_marked(head, Tag::Writeback)
     }
 
+    /// Pages that are dirty in gated mappings.
+    pub(crate) fn gated_dirty(&self) -> u64 {
+        self.gated.slots().map(|slot| u64::from(self.marked[slot].dirty())).sum()
+    }
+
+    /// Whether `pages` pages more would be dirty behind gates than may be. A single request goes on when
+    /// nothing is.
+    #[inline]
+    pub(crate) fn exceeds_gated(&self, pages: u64) -> bool {
+        let dirty = self.gated_dirty();
+        dirty > 0 && dirty + pages > u64::from(self.gated.pages_max())
+    }
+
+    /// Whether all `pages` pages from `frame` on, of one folio, carry `tag`.
+    pub(crate) fn is_all_marked(&self, frame: FrameId, pages: u64, tag: Tag) -> bool {
+        self.leaves(frame, pages).all(|(first, bits)| self.tags.marked(first.tag_leaf(), tag) & bits == bits)
+    }
+
+    /// The highest number among those of `frames`, of one folio, whose pages are dirty; none, if none has
+    /// one.
+    pub(crate) fn highest_dirty(&self, frames: Range<u32>) -> Lsn {
+        let dirty = frames.map(FrameId).filter(|&frame| self.is_marked(frame, Tag::Dirty));
+        dirty.map(|frame| self.lsns.last(frame)).max().unwrap_or_default()
+    }
+
+    /// Stamps `pages` pages from `frame` on, of an exclusively held folio: the blocks of the mapping that
+    /// they lie in, since those are written as a whole. `Err` is the highest number of theirs, when that is
+    /// higher.
+    pub(crate) fn stamp(
+        &self,
+        frame: FrameId,
+        pages: u64,
+        shape: &MappingShape,
+        lsn: Lsn,
+    ) -> Result<(), Lsn> {
+        let block = shape.order.pages();
+        let first = u64::from(frame.0) / block * block;
+        let end = (u64::from(frame.0) + pages).next_multiple_of(block);
+        self.lsns.stamp((first as u32..end as u32).map(FrameId), shape.slot, lsn)
+    }
+
     /// Marks `pages` pages from `frame` on, of an exclusively held folio, DIRTY: the blocks of the mapping that they lie
     /// in. Returns how many pages of the shard were dirty or under writeback before, if any of them was clean.
     #[inline]
@@ -244,4 +290,13 @@ pub(crate) struct Place {
     pub within: u64,
     /// How large the folio is.
     pub order: FolioOrder,
+}
+
+impl Place {
+    /// The folio's frames whose pages lie in `range`, where the page at this place has the number `local`.
+    pub(crate) fn frames_in(self, local: u64, range: &Range<u64>) -> Range<u32> {
+        let first = local - self.within;
+        let frame = |page: u64| self.head.0 + (page.clamp(first, first + self.order.pages()) - first) as u32;
+        frame(range.start)..frame(range.end)
+    }
 }

@@ -13,6 +13,7 @@ use super::exclusion::{LEAF_PAGES, leaf_bit, leaf_bits};
 use super::folio::{FolioHeader, FolioKey, FolioOrder, FrameId};
 use super::frames::FrameMemory;
 use super::index::FolioIndex;
+use super::lsn::{GatedMappings, PageLsns};
 use super::shape::MappingShape;
 use super::table::Table;
 use super::tags::{Tag, TagTree};
@@ -55,6 +56,8 @@ impl ShardCache {
             tags: tree.nodes().clone(),
             marked: (0..MAPPINGS_MAX).map(|_| MarkedPages::default()).collect(),
             balance: DirtyBalance::new(dirty),
+            lsns: PageLsns::new(count as usize),
+            gated: GatedMappings::default(),
             frames,
         };
         let free = FreeFrames::new(&shared.headers);
@@ -121,6 +124,7 @@ impl ShardCache {
         }
         for frame in head.0..head.0 + order.pages() as u32 {
             self.shared.index.remove(&self.shared.headers, FrameId(frame));
+            self.shared.lsns.forget(shape.slot, FrameId(frame));
             self.shared.folio(FrameId(frame)).scrub_frozen();
         }
         self.free.give(&self.shared.headers, head, order);
@@ -255,6 +259,13 @@ impl ShardCache {
         written: Written,
     ) -> u32 {
         let (tags, marked) = (&self.shared.tags, &self.shared.marked[shape.slot as usize]);
+        if written == Written::Yes && self.shared.lsns.is_used(shape.slot) {
+            // Before WRITEBACK goes, and the next holder may stamp them.
+            for page in first..first + pages {
+                let frame = self.find(shape, page).expect("a page under writeback is in the cache");
+                self.shared.lsns.written(frame);
+            }
+        }
         let mut newly_poisoned = 0;
         let mut done = 0;
         while done < pages {

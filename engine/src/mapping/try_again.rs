@@ -2,6 +2,7 @@
 //! be slowed, such as a reactor that can take another task, or drop load.
 
 use super::{GRANTS_MAX, Mapping, PAGE};
+use crate::cache::lsn::Lsn;
 use crate::error::{Error, Result};
 use crate::pin::PagePinMut;
 use crate::reply::block_on;
@@ -26,14 +27,14 @@ impl Mapping {
     /// As `try_write_at`.
     pub async fn try_write_at_async(&self, offset: u64, data: &[u8]) -> Result<usize> {
         self.check_write(offset, data.len())?;
-        let mut done = self.write_hits(offset, data);
+        let mut done = self.write_hits(offset, data, Lsn::NONE)?;
         while done < data.len() {
             // Request by request, so that it is known how far it came.
             let at = offset + done as u64;
             let block = self.open.shape.order.pages();
             let end = (at / PAGE / block * block + GRANTS_MAX as u64) * PAGE - offset;
             let part = &data[done..data.len().min(end as usize)];
-            match self.write_rest(at, part, 0, Pacing::TryAgain).await {
+            match self.write_rest(at, part, 0, (Lsn::NONE, Pacing::TryAgain)).await {
                 Ok(()) => done += part.len(),
                 Err(Error::Throttled { .. }) if done > 0 => break,
                 Err(error) => return Err(error),

@@ -7,8 +7,8 @@
 //! ([`cache::balance`](crate::cache::balance)), so that dirty memory never passes the limit, and pauses before it holds
 //! anything, so that nobody waits for a writer that pauses.
 //!
-//! Three kinds don't wait: readers; who changes a page that is dirty already; and who asked for
-//! [`Error::Throttled`] instead. A wait ends, with an error, when for `pin_wait` neither a page
+//! Four kinds don't wait: readers; who changes a page that is dirty already; who writes a log that pages wait for
+//! ([`Gate`](crate::Gate)), which comes on top of the limit; and who asked for [`Error::Throttled`] instead. A wait ends, with an error, when for `pin_wait` neither a page
 //! was written nor a writer let on: as long as the device works, waiting is only slow.
 
 use super::Shard;
@@ -72,6 +72,9 @@ impl Shard {
             return self.begin_pages(slot);
         }
         let (count, pacing) = (u64::from(ticket.count), ticket.pacing);
+        if self.is_for_log(slot) {
+            return self.let_on(slot, count);
+        }
         let dirty = self.cache.shared.balance.throttleable();
         if self.throttled.is_empty() && dirty + count <= self.throttle.limits.freerun {
             return self.let_on(slot, count);
@@ -216,7 +219,7 @@ impl Shard {
                 waited,
                 dirty_pages: self.cache.shared.balance.throttleable(),
                 limit_pages: self.throttle.limits.limit,
-                cause: self.write_error.clone().map(Box::new),
+                cause: self.write_error.clone().or_else(|| self.gate_cause(waited)).map(Box::new),
             };
             self.answer(slot, Err(error));
         }

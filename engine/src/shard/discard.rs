@@ -9,6 +9,8 @@ use std::ops::Range;
 use foliant_nvme::{CommandError, Deallocation, Fua, Io};
 
 use super::Shard;
+use super::gates::Stopped;
+use super::open::OpenMapping;
 use super::payload::{PayloadKind, ShardPayload};
 use crate::cache::MAPPINGS_MAX;
 use crate::cache::folio::FrameId;
@@ -108,30 +110,36 @@ impl Shard {
             job.error = Some(Error::Closed);
             return true;
         };
-        let held = match self.drop_folios(&mapping.shape, job) {
+        let held = match self.drop_folios(&mapping, job) {
             Ok(Dropped::All) => None,
             Ok(Dropped::Some) => return false,
             Err(held) => Some(held),
         };
         if let Some(held) = held {
             // What was dirtied after the closer's sync is written, not thrown away.
-            if job.zero_rest.is_none() && self.cache.shared.is_marked(held, Tag::Dirty) {
+            let head = self.cache.shared.place(held).head;
+            if job.zero_rest.is_none() && self.cache.shared.is_any_marked(head, Tag::Dirty) {
                 self.write_range(&mapping, job.drop_rest.clone());
             }
-            if self.now_ns.saturating_sub(job.since_ns) > self.limits.pin_wait_ns {
-                let page = self.cache.shared.folio(held).key().page();
-                let waited = std::time::Duration::from_nanos(self.limits.pin_wait_ns);
-                // Nobody holds a page that stays since it can't be written: its error is the reason.
-                let unwritable =
-                    self.write_error.clone().filter(|_| self.cache.shared.is_marked(held, Tag::Poisoned));
-                job.error = Some(unwritable.unwrap_or(Error::PinnedTooLong { page, waited }));
-                // Pages whose folios are gone already must not read as what the device has of them: they are zeroed.
-                let Some(zero_rest) = &mut job.zero_rest else { return true };
-                zero_rest.end = job.drop_rest.start;
-                job.drop_rest.end = job.drop_rest.start;
-            } else {
-                return false;
-            }
+            let waits = self.now_ns.saturating_sub(job.since_ns) <= self.limits.pin_wait_ns;
+            let error = match self.gate_stops(&mapping, held, &job.drop_rest, job.since_ns) {
+                Stopped::Waits => return false,
+                Stopped::No if waits => return false,
+                Stopped::TooLong(error) => error,
+                Stopped::No => {
+                    let page = self.cache.shared.folio(held).key().page();
+                    let waited = std::time::Duration::from_nanos(self.limits.pin_wait_ns);
+                    // Nobody holds a page that stays since it can't be written: its error is the reason.
+                    let poisoned = self.cache.shared.is_marked(held, Tag::Poisoned);
+                    let unwritable = self.write_error.clone().filter(|_| poisoned);
+                    unwritable.unwrap_or(Error::PinnedTooLong { page, waited })
+                }
+            };
+            job.error = Some(error);
+            // Pages whose folios are gone already must not read as what the device has of them: they are zeroed.
+            let Some(zero_rest) = &mut job.zero_rest else { return true };
+            zero_rest.end = job.drop_rest.start;
+            job.drop_rest.end = job.drop_rest.start;
         }
         let device_failed =
             matches!(job.error, Some(Error::Device { operation: Operation::WriteZeroes, .. }));
@@ -143,7 +151,8 @@ impl Shard {
     }
 
     /// Drops cached folios of the job's range; the one that is held stops it.
-    fn drop_folios(&mut self, shape: &MappingShape, job: &mut DiscardJob) -> Result<Dropped, FrameId> {
+    fn drop_folios(&mut self, open: &OpenMapping, job: &mut DiscardJob) -> Result<Dropped, FrameId> {
+        let shape = &open.shape;
         let mut dropped = 0;
         while let Some(leaf) = self.cache.tree.next(shape.tree, Find::Present, job.drop_rest.clone()) {
             let local = leaf.base + u64::from(leaf.pages.trailing_zeros());
@@ -153,10 +162,13 @@ impl Shard {
             let place = cache.place(frame);
             let folio = cache.folio(place.head);
             let closing = job.zero_rest.is_none();
-            // What the device reads stays until it has done so (WB-26), and a close throws nothing dirty away.
+            // What the device reads stays until it has done so (WB-26), and so does what is behind a gate; a close throws
+            // nothing dirty away.
             let stays = || {
                 cache.is_any_marked(place.head, Tag::Writeback)
                     || closing && cache.is_any_marked(place.head, Tag::Dirty)
+                    || open.gates.gate.is_some()
+                        && open.gates.keeps(cache.highest_dirty(place.frames_in(local, &job.drop_rest)))
             };
             let mut frozen = !stays() && folio.freeze_for_removal();
             if frozen && stays() {
@@ -269,7 +281,9 @@ impl Shard {
 
     fn end_discard(&mut self, job: &mut DiscardJob) {
         if job.zero_rest.is_none() && job.error.is_none() {
-            self.mappings[job.mapping as usize] = None;
+            if let Some(mapping) = self.mappings[job.mapping as usize].take() {
+                self.gates_closed(&mapping);
+            }
             self.open.retain(|open| open.slot != job.mapping);
             self.flusher.stop(self.now_ns);
             self.end_requests_of(job.mapping);

@@ -30,6 +30,7 @@ impl Shard {
         if step.drive(None) == Issued::NoRoom {
             self.reads_yield = true;
         }
+        self.publish_left_out(mapping, pass.lsns.take_left_out());
     }
 
     fn pressure(&self) -> Pressure {
@@ -38,7 +39,7 @@ impl Shard {
             shard: self.link.shard,
             dirty_pages,
             writeback_pages,
-            frames_needed: self.frames_needed > 0 || self.at_dirty_limit,
+            frames_needed: self.frames_needed > 0 || self.at_dirty_limit || self.gates.writers_wait,
             now_ns: self.now_ns,
         }
     }
@@ -53,6 +54,7 @@ impl Shard {
         if self.link.take_writeback_request() {
             self.flusher.request();
         }
+        self.check_gates();
         let pressure = self.pressure();
         self.flusher.decide(pressure);
         if self.flusher.running.is_none() {
@@ -80,6 +82,11 @@ impl Shard {
             self.end_flusher_pass(PassEnd::Taken);
             return true;
         }
+        let begins = self.flusher.running.as_ref().is_some_and(|run| run.pass.is_none());
+        if begins && !self.gates.flusher_begins(slot, self.now_ns) {
+            self.end_flusher_pass(PassEnd::Complete);
+            return true;
+        }
         self.step_flusher_pass(&mapping) || progressed
     }
 
@@ -104,8 +111,11 @@ impl Shard {
         if pass.group == RunGroup::Expiry {
             self.flusher.group.in_flight += submitted;
         }
+        let left_out = pass.lsns.take_left_out();
         let ended = pass.has_ended();
+        self.flusher_left_out(left_out, written > 0);
         if ended {
+            self.flusher_passed(mapping, mapping.in_shard(self.cache.shard).index());
             self.end_flusher_pass(PassEnd::Complete);
         }
         submitted > 0 || ended

@@ -15,6 +15,7 @@ use super::doze::Doze;
 use super::readahead::Mailbox;
 use super::request::{Message, Request};
 use crate::cache::folio::{FrameId, Released};
+use crate::cache::lsn::Lsn;
 use crate::cache::shape::MappingShape;
 use crate::cache::{Place, SharedCache};
 use crate::error::{Error, Result};
@@ -151,6 +152,25 @@ impl ShardLink {
             self.kick();
         }
         self.after_release(released);
+    }
+
+    /// Stamps `pages` pages from `frame` on, of an exclusively held folio, which are dirty from then on: a
+    /// checkpoint counts them although they are still being changed. `Err` is their last number, when that is
+    /// higher.
+    pub(crate) fn stamp(
+        &self,
+        frame: FrameId,
+        pages: u64,
+        shape: &MappingShape,
+        lsn: Lsn,
+    ) -> std::result::Result<(), Lsn> {
+        self.cache.stamp(frame, pages, shape, lsn)?;
+        let before = self.cache.mark_dirty(frame, pages, shape);
+        let limit = self.dirty_background;
+        if before.is_some_and(|before| before == 0 || before < limit && before + pages as u32 >= limit) {
+            self.kick();
+        }
+        Ok(())
     }
 
     /// Gives back what a reply granted to a request that nobody waits for any more. Any thread.

@@ -17,6 +17,7 @@
 //! | [`syncs`] | syncs: what waits, and when it is answered |
 //! | [`passes`] | passes that were asked for, and whose turn it is |
 //! | [`flush`] | the flusher's rounds, retries of poisoned pages |
+//! | [`gates`] | write-ahead gates: bounds, the logs' frames, checkpoints |
 //! | [`commits`] | flushes of the device |
 //! | [`discard`] | dropping ranges; closing mappings |
 //! | [`runner`] | the thread that polls a shard and sleeps when there is nothing to do |
@@ -28,6 +29,7 @@ pub(crate) mod device;
 pub(crate) mod discard;
 pub(crate) mod doze;
 pub(crate) mod flush;
+pub(crate) mod gates;
 pub(crate) mod link;
 pub(crate) mod open;
 pub(crate) mod pages;
@@ -63,6 +65,7 @@ use commits::NamespaceCommits;
 use device::DeviceWatch;
 use discard::DiscardJob;
 use flush::OpenEntry;
+use gates::ShardGates;
 use link::ShardLink;
 use open::OpenMapping;
 use pages::{ParkedList, Ticket};
@@ -99,6 +102,11 @@ pub(crate) struct ShardLimits {
     pub dirty: DirtyLimits,
     /// The most pages that one command can carry.
     pub command_pages_max: usize,
+    pub gate_wait_ns: u64,
+    /// Pages that may be dirty behind gates.
+    pub gated_pages_max: u32,
+    /// Frames in reserve for logs, once one is open.
+    pub log_reserve_frames: usize,
 }
 
 /// One shard. The engine's threads drive it, or the embedding application does
@@ -158,6 +166,7 @@ pub struct Shard {
     /// A group a namespace; few.
     commits: Vec<NamespaceCommits>,
     flusher: Flusher,
+    gates: ShardGates,
     watch: DeviceWatch,
     /// Reused every step.
     completed: Vec<Completion<ShardPayload>>,
@@ -192,6 +201,7 @@ impl Shard {
         let requests = link.replies.count();
         let commands = (queue.free_commands() + queue.in_flight()) as usize;
         let runs = RunPool::new(cache.shared.clone(), commands + 1, limits.command_pages_max);
+        cache.shared.gated.limit(limits.gated_pages_max);
         let frames = cache.shared.headers.len();
         Self {
             inbox,
@@ -225,6 +235,7 @@ impl Shard {
             discards: Vec::new(),
             commits: Vec::new(),
             flusher: Flusher::new(limits.dirty, limits.flush_interval_ns),
+            gates: ShardGates::new(&limits),
             watch,
             completed: Vec::with_capacity(COMPLETION_BUDGET as usize),
             checked_ns: 0,
@@ -287,6 +298,7 @@ impl Shard {
         progressed |= self.step_retries();
         self.submit_reads();
         progressed |= self.step_syncs();
+        progressed |= self.step_oldest();
         progressed |= self.step_discards();
         progressed |= self.step_readahead();
         progressed |= self.step_flusher();
@@ -364,7 +376,8 @@ impl Shard {
                     return self.answer(slot, Err(Error::Closed));
                 }
                 let number = mapping.shape.slot;
-                if self.mappings[number as usize].replace(mapping).is_none() {
+                if self.mappings[number as usize].replace(mapping.clone()).is_none() {
+                    self.gates_opened(&mapping);
                     self.open.push(OpenEntry { slot: number, poison: PoisonRetries::default() });
                 }
                 self.answer(slot, Ok(Grants::none()));
@@ -377,6 +390,8 @@ impl Shard {
             }
             Request::Sync { mapping, pages } => self.begin_sync(slot, mapping, pages),
             Request::Writeback { mapping, order } => self.begin_requested_pass(slot, mapping, order),
+            Request::FlushUntil { mapping, lsn } => self.begin_flush_until(slot, mapping, lsn),
+            Request::OldestLsn { mapping, oldest } => self.begin_oldest(slot, mapping, oldest),
             Request::Commit(mapping) => self.begin_commit(slot, &mapping),
             Request::Discard { mapping, pages } => self.begin_discard(slot, mapping, Some(pages)),
         }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::cache::errseq::ErrorSequence;
 use crate::cache::shape::MappingShape;
+use crate::gate::MappingGates;
 use crate::mapping::RetryPolicy;
 use crate::writeback::commit::Durability;
 use crate::writeback::control::SyncMode;
@@ -14,6 +15,8 @@ use crate::writeback::pass::PassState;
 #[derive(Debug)]
 pub(crate) struct OpenMapping {
     pub shape: MappingShape,
+    /// Which gate its pages wait for, and whose log it holds.
+    pub gates: MappingGates,
     /// Writebacks that failed, for each handle to be told (WB-23).
     pub errors: ErrorSequence,
     /// The namespace's durability.

@@ -134,19 +134,22 @@ impl ParkedList {
 
 /// What came of beginning a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Begun {
+pub(super) enum Begun {
     Yes,
     /// It has to wait for frames.
     NoFrames,
     /// It has to wait for a discard of its range.
     Discarding,
+    /// It has to wait until fewer pages are dirty behind gates.
+    Gated,
 }
 
 impl Shard {
     /// Begins a request for pages, or puts it behind those that wait already.
     pub(super) fn begin_pages(&mut self, slot: SlotId) {
-        // Frames go to who came first; who waits for a discard holds up nobody.
-        if self.frames_needed > 0 || self.try_begin_pages(slot) != Begun::Yes {
+        // Frames go to who came first, but to logs before; who waits for a discard or a gate holds up nobody.
+        let queues = self.frames_needed > 0 && !self.is_for_log(slot);
+        if queues || self.try_begin_pages(slot) != Begun::Yes {
             self.deferred.push_back(slot);
         }
     }
@@ -154,14 +157,24 @@ impl Shard {
     /// Begins the requests that were put off, in their order, as far as frames suffice.
     pub(super) fn retry_deferred(&mut self) {
         self.frames_needed = 0;
-        let mut at = 0;
+        self.gates.writers_wait = false;
+        let (mut at, mut needed) = (0, 0);
         while let Some(&slot) = self.deferred.get(at) {
+            if needed > 0 && !self.is_for_log(slot) {
+                at += 1;
+                continue;
+            }
             match self.try_begin_pages(slot) {
                 Begun::Yes => drop(self.deferred.remove(at)),
-                Begun::Discarding => at += 1,
-                Begun::NoFrames => return,
+                Begun::Discarding | Begun::Gated => at += 1,
+                Begun::NoFrames if !self.gates.has_logs() => return,
+                Begun::NoFrames => {
+                    needed = needed.max(self.frames_needed);
+                    at += 1;
+                }
             }
         }
+        self.frames_needed = self.frames_needed.max(needed);
     }
 
     fn try_begin_pages(&mut self, slot: SlotId) -> Begun {
@@ -177,6 +190,9 @@ impl Shard {
         };
         if self.discards.iter().any(|job| job.overlaps(&mapping.shape, first..first + u64::from(count))) {
             return Begun::Discarding;
+        }
+        if self.exceeds_gate_bound(&mapping, first, count, want) {
+            return self.wait_at_gate_bound(slot);
         }
         self.reshape(&mapping, first, count, want);
         // All frames at once, or none: a request never holds some while it waits for others.
@@ -226,17 +242,24 @@ impl Shard {
     }
 
     fn make_room(&mut self, mapping: &OpenMapping, first: u64, count: u32) -> bool {
-        let shape = &mapping.shape;
+        let (shape, kept) = (&mapping.shape, self.frames_kept_from(mapping));
+        let block = shape.order.pages() as usize;
         for _ in 0..2 {
             let missing = self.missing(shape, first, count);
-            if self.cache.has_room(shape.order, missing) {
+            if self.has_room(shape, missing, kept) {
                 return true;
             }
             // Evicting may hit a page of this very range, hence the second count.
-            self.frames_needed = missing * shape.order.pages() as usize;
-            self.evict((shape.order, missing), EVICT_STEPS);
+            self.frames_needed = missing * block + kept;
+            self.evict((shape.order, missing + kept.div_ceil(block)), EVICT_STEPS);
         }
-        self.cache.has_room(shape.order, self.missing(shape, first, count))
+        self.has_room(shape, self.missing(shape, first, count), kept)
+    }
+
+    /// Whether `blocks` blocks can be installed so that `kept` frames stay free.
+    fn has_room(&self, shape: &MappingShape, blocks: usize, kept: usize) -> bool {
+        let frames = blocks * shape.order.pages() as usize + kept;
+        blocks == 0 || self.cache.has_room(shape.order, blocks) && self.cache.free_frames() >= frames
     }
 
     pub(super) fn evict(&mut self, wanted: (FolioOrder, usize), steps_max: u32) {
@@ -257,7 +280,7 @@ impl Shard {
 
     /// Keeps a few frames free, so that a miss seldom has to look for one.
     pub(super) fn evict_ahead(&mut self) {
-        let ahead = self.frames_kept_free().max(self.frames_needed);
+        let ahead = (self.frames_kept_free() + self.frames_reserved()).max(self.frames_needed);
         if self.cache.free_frames() < ahead {
             self.evict((FolioOrder(0), ahead), AHEAD_STEPS);
         }
@@ -344,7 +367,7 @@ impl Shard {
 
     /// Whether a folio larger than what is needed can be had without harm: its place is vacant, and frames are plenty.
     fn affords(&self, shape: &MappingShape, page: u64, order: FolioOrder) -> bool {
-        let plenty = 4 * order.pages() as usize + GRANTS_MAX;
+        let plenty = 4 * order.pages() as usize + GRANTS_MAX + self.frames_reserved();
         self.cache.is_vacant(shape, page, order.pages())
             && self.cache.has_room(order, 1)
             && self.cache.has_room(shape.order, plenty / shape.order.pages() as usize)
@@ -627,11 +650,13 @@ impl Shard {
                     continue;
                 }
                 let frames = self.cache.shared.headers.len();
-                let cause = self.write_error.clone().map(Box::new);
+                let cause = self.write_error.clone().or_else(|| self.gate_cause(waited)).map(Box::new);
                 self.answer(slot, Err(Error::CacheFull { waited, frames, cause }));
             } else if ticket.want.is_single() {
-                let page = ticket.first;
-                self.give_up_waiting(slot, Error::PinnedTooLong { page, waited });
+                let (number, page) = (ticket.mapping, ticket.first);
+                let frame = self.mapping(number).ok().and_then(|open| self.cache.find(&open.shape, page));
+                let gated = frame.and_then(|frame| self.gate_keeping(frame, waited));
+                self.give_up_waiting(slot, gated.unwrap_or(Error::PinnedTooLong { page, waited }));
             }
         }
         self.check_throttled();

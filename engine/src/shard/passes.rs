@@ -8,6 +8,7 @@ use super::Shard;
 use super::open::OpenMapping;
 use crate::cache::MAPPINGS_MAX;
 use crate::cache::folio::FrameId;
+use crate::cache::lsn::Lsn;
 use crate::cache::tags::Tag;
 use crate::error::{Error, Result};
 use crate::mapping::Mapping;
@@ -16,6 +17,7 @@ use crate::stats::bump;
 use crate::writeback::callback::Callback;
 use crate::writeback::control::{PassEnd, Reason, SyncMode, WritebackControl, WritebackRange};
 use crate::writeback::events;
+use crate::writeback::gated::LsnFilter;
 use crate::writeback::guard;
 use crate::writeback::issue::Issued;
 use crate::writeback::pass::{Pass, PassState, WritebackPass};
@@ -120,7 +122,7 @@ impl Shard {
         while let Some(first) = self.syncs.iter().find(|job| job.stage == Stage::Waiting) {
             let number = first.mapping;
             let mut ranges = PassRanges::default();
-            let mut merged = 0;
+            let (mut merged, mut cap) = (0, Lsn::NONE);
             let id = PassId(self.pass_count);
             for job in
                 self.syncs.iter_mut().filter(|job| job.stage == Stage::Waiting && job.mapping == number)
@@ -129,11 +131,14 @@ impl Shard {
                     PassState::tag(&self.cache, &mapping.shape, job.range.clone());
                 }
                 ranges.add(job.range.clone());
+                cap = cap.max(job.cap);
                 job.stage = Stage::Issuing(id);
                 merged += 1;
             }
             bump(&self.link.counters.syncs_merged, merged - 1);
-            self.push_pass(number, PassOwner::Syncs, PassState::integrity(Reason::Sync, ranges), None);
+            let gate = self.mappings[number as usize].as_ref().and_then(|open| open.gates.gate.as_ref());
+            let pass = PassState::integrity(Reason::Sync, ranges).filtered(LsnFilter::through(gate, cap));
+            self.push_pass(number, PassOwner::Syncs, pass, None);
         }
     }
 
@@ -148,13 +153,28 @@ impl Shard {
         self.push_pass(number, PassOwner::Request(slot), state, order.callback);
     }
 
+    /// Begins the pass of a checkpoint: over what the log before `lsn` is needed for.
+    pub(super) fn begin_flush_until(&mut self, slot: SlotId, number: u16, lsn: Lsn) {
+        let mapping = match self.mapping(number) {
+            Ok(mapping) => mapping,
+            Err(error) => return self.answer(slot, Err(error)),
+        };
+        let local = mapping.shape.striping.local_range(self.cache.shard, 0..mapping.shape.pages());
+        let cap = self.cache.shared.lsns.highest(number);
+        let filter = LsnFilter::through(mapping.gates.gate.as_ref(), cap).before(lsn);
+        let state = PassState::selecting(Reason::Sync, PassRanges::of(local), filter);
+        self.push_pass(number, PassOwner::Request(slot), state, None);
+    }
+
     /// A pass as `control` wants it, over pages of the file; tags where it follows TOWRITE.
     fn pass_state(&self, mapping: &OpenMapping, control: &WritebackControl, pages: Range<u64>) -> PassState {
         let local = mapping.shape.striping.local_range(self.cache.shard, pages);
         let ranges = PassRanges::of(local.clone());
         if control.sync_mode == SyncMode::All {
             PassState::tag(&self.cache, &mapping.shape, local);
-            return PassState::integrity(control.reason, ranges);
+            let cap = self.cache.shared.lsns.highest(mapping.shape.slot);
+            let filter = LsnFilter::through(mapping.gates.gate.as_ref(), cap);
+            return PassState::integrity(control.reason, ranges).filtered(filter);
         }
         let mut state = PassState::background(control.reason, ranges);
         if control.tag_first {
@@ -181,10 +201,11 @@ impl Shard {
         }
     }
 
-    /// Mappings of which an integrity pass issues, or is about to.
+    /// Mappings of which an integrity pass issues, or is about to; not one that waits for a log, which may take long.
     fn mappings_with_integrity(&self) -> MappingSet {
         let mut set = MappingSet::default();
-        let passes = self.passes.iter().filter(|pass| pass.state.mode == SyncMode::All);
+        let issues = |state: &PassState| state.mode == SyncMode::All && !state.lsns.is_waiting();
+        let passes = self.passes.iter().filter(|pass| issues(&pass.state));
         passes.for_each(|pass| set.insert(pass.mapping));
         self.syncs.iter().filter(|job| job.stage == Stage::Waiting).for_each(|job| set.insert(job.mapping));
         set
@@ -226,6 +247,9 @@ impl Shard {
             }
             let before = (pass.state.commands, pass.state.cursor());
             let issued = self.step_pass(pass);
+            if pass.state.lsns.is_waiting() {
+                pass.idle_since_ns = self.now_ns;
+            }
             if before != (pass.state.commands, pass.state.cursor()) {
                 progressed = true;
                 pass.idle_since_ns = self.now_ns;
@@ -301,6 +325,10 @@ impl Shard {
         {
             bump(&self.link.counters.passes_taken, 1);
         }
+        if let Some(mapping) = self.mappings[pass.mapping as usize].clone() {
+            let left_out = pass.state.lsns.take_left_out();
+            self.publish_left_out(&mapping, left_out);
+        }
         match pass.state.mode {
             SyncMode::None => self.answer(slot, result.map(Grants::of_pass)),
             SyncMode::All => {
@@ -315,7 +343,7 @@ impl Shard {
         for job in &mut self.syncs {
             let Stage::Issuing(id) = job.stage else { continue };
             let pass = self.passes.iter().find(|pass| pass.id == id);
-            if pass.is_none_or(|pass| pass.state.has_passed(job.range.end)) {
+            if pass.is_none_or(|pass| pass.state.has_passed(&job.range)) {
                 job.stage = Stage::Issued;
             }
         }
@@ -343,6 +371,11 @@ impl Shard {
         let limit = self.limits.pin_wait_ns;
         let mut at = 0;
         while let Some(pass) = self.passes.get(at) {
+            if let Some(error) = self.gate_deadline(&pass.state) {
+                let pass = self.passes.swap_remove(at);
+                self.fail_gated(&pass, error);
+                continue;
+            }
             let expired = pass.state.blocked.filter(|&frame| {
                 let head = self.cache.shared.head(frame);
                 head.state().exclusive() && self.now_ns.saturating_sub(pass.idle_since_ns) > limit
@@ -392,10 +425,44 @@ impl Shard {
                     self.answer(job.slot, Err(error.clone()));
                     continue;
                 }
-                job.stage = if job.range.end <= blocked { Stage::Issued } else { Stage::Waiting };
+                job.stage = if pass.state.has_passed(&job.range) { Stage::Issued } else { Stage::Waiting };
             }
             at += 1;
         }
+    }
+
+    /// A pass has waited for its gate for too long: who needs a page that it left out fails, the others go on.
+    fn fail_gated(&mut self, pass: &ShardPass, error: Error) {
+        match pass.owner {
+            PassOwner::Request(slot) => self.answer(slot, Err(error)),
+            PassOwner::Syncs => {
+                let mut at = 0;
+                while let Some(job) = self.syncs.get_mut(at) {
+                    if job.stage != Stage::Issuing(pass.id) || pass.state.has_passed(&job.range) {
+                        at += 1;
+                    } else if pass.state.lsns.concerns(&job.range) {
+                        let job = self.syncs.swap_remove(at);
+                        let (shard, now_ns) = (self.link.shard, self.now_ns);
+                        events::sync_file_exit(shard, job.mapping, job.slot.0, Some(&error), now_ns);
+                        self.answer(job.slot, Err(error.clone()));
+                    } else {
+                        job.stage = Stage::Waiting;
+                        at += 1;
+                    }
+                }
+            }
+        }
+        // Writers that the pass kept from a page may have it.
+        if let Some(frame) = pass.state.blocked {
+            self.serve(frame);
+        }
+    }
+
+    /// Why a request for a page is kept waiting: by a pass that waits for the page's log, if that is so.
+    pub(super) fn gate_keeping(&self, frame: FrameId, waited: std::time::Duration) -> Option<Error> {
+        let head = |frame| self.cache.shared.place(frame).head;
+        let keeps = |pass: &&ShardPass| pass.state.blocked.is_some_and(|kept| head(kept) == head(frame));
+        self.passes.iter().find(keeps)?.state.lsns.error(waited)
     }
 
     /// Begins a pass over the pages of `mapping` that this shard holds, for who polls the shard himself

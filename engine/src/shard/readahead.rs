@@ -173,7 +173,7 @@ impl Shard {
         if self.frames_needed > 0 || self.discards.iter().any(|job| job.overlaps(shape, first..end)) {
             return Outcome::Dropped;
         }
-        let left_to_demand = self.frames_kept_free().div_ceil(2);
+        let left_to_demand = self.frames_kept_free().div_ceil(2) + self.frames_reserved();
         let wanted = ((end - first).min(*budget) as usize + left_to_demand).div_ceil(block as usize);
         self.evict((shape.order, wanted), EVICT_STEPS);
         let mut run: Option<FolioRun> = None;

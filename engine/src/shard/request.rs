@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use super::open::OpenMapping;
 use super::passes::PassOrder;
+use crate::cache::lsn::Lsn;
 use crate::reply::{Hold, SlotId};
 
 /// A request and the slot that waits for its answer.
@@ -76,6 +78,12 @@ pub(crate) enum Request {
     Sync { mapping: u16, pages: Range<u64> },
     /// A pass of its own (`struct writeback_control`).
     Writeback { mapping: u16, order: PassOrder },
+    /// Write what the log before `lsn` is needed for, of the whole mapping and nothing else, and wait for every write in
+    /// it (WB-45).
+    FlushUntil { mapping: u16, lsn: Lsn },
+    /// Lower `oldest` to the smallest first number among the mapping's pages that are dirty or under
+    /// writeback.
+    OldestLsn { mapping: u16, oldest: Arc<AtomicU64> },
     /// Flush a namespace's volatile write cache, together with whoever else wants that (WB-21).
     Commit(Arc<OpenMapping>),
     /// Drop the cached pages of a range and zero it on the device (WB-26).

@@ -16,7 +16,9 @@ impl Shard {
             Ok(mapping) => {
                 events::sync_file_enter(self.link.shard, &mapping.shape, slot.0, &pages, self.now_ns);
                 let range = mapping.shape.striping.local_range(self.cache.shard, pages);
-                self.syncs.push(SyncJob::new(slot, number, range));
+                let mut job = SyncJob::new(slot, number, range);
+                job.cap = self.cache.shared.lsns.highest(number);
+                self.syncs.push(job);
             }
         }
     }

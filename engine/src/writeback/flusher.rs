@@ -92,6 +92,11 @@ impl Flusher {
         self.requested = true;
     }
 
+    /// A gate that kept pages back has moved: what a round found nothing to write of may be writable now.
+    pub(crate) fn gate_opened(&mut self) {
+        self.retry_ns = 0;
+    }
+
     /// The priority of the round that runs.
     pub(crate) fn priority(&self) -> u8 {
         self.running.as_ref().map_or(0, |run| run.reason.priority())

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::commit::Durability;
 use super::control::{PassEnd, Reason, SyncMode, WritebackOutcome};
 use super::events::PassSpan;
+use super::gated::LsnFilter;
 use super::issue::{Issued, Issuer};
 use super::ranges::PassRanges;
 use crate::cache::SharedCache;
@@ -57,6 +58,8 @@ pub(crate) struct PassState {
     /// The folio whose holder, or whose earlier write, an integrity pass waits for.
     pub blocked: Option<FrameId>,
     ended: Option<PassEnd>,
+    /// Which of the marked pages it is after, by their log sequence numbers, and which it waits for.
+    pub lsns: LsnFilter,
     /// What traces show of it.
     span: PassSpan,
 }
@@ -81,6 +84,7 @@ impl PassState {
             error: None,
             blocked: None,
             ended: None,
+            lsns: LsnFilter::default(),
             span: PassSpan::new(reason),
         }
     }
@@ -88,6 +92,12 @@ impl PassState {
     /// An integrity pass over `ranges`, whose dirty pages have been [tagged](Self::tag) (WB-03).
     pub(crate) fn integrity(reason: Reason, ranges: PassRanges) -> Self {
         Self::new(SyncMode::All, reason, Tag::ToWrite, ranges)
+    }
+
+    /// An integrity pass over what is dirty in `ranges` and `lsns` selects. It needs no tags to end, since it never looks at
+    /// a page twice.
+    pub(crate) fn selecting(reason: Reason, ranges: PassRanges, lsns: LsnFilter) -> Self {
+        Self { lsns, ..Self::new(SyncMode::All, reason, Tag::Dirty, ranges) }
     }
 
     /// A background pass over `ranges`.
@@ -98,6 +108,11 @@ impl PassState {
     /// A background pass that tries poisoned pages of `ranges` once more, and nothing else.
     pub(crate) fn of_poisoned(ranges: PassRanges) -> Self {
         Self::new(SyncMode::None, Reason::Poisoned, Tag::Poisoned, ranges)
+    }
+
+    /// The same through a filter.
+    pub(crate) fn filtered(self, lsns: LsnFilter) -> Self {
+        Self { lsns, ..self }
     }
 
     /// The same, for what carries TOWRITE only.
@@ -125,10 +140,10 @@ impl PassState {
         cache.tree.tag_for_writeback(shape.tree, range);
     }
 
-    /// Whether everything before the shard-local page `end` has been looked at, and what was taken is in the queue
-    /// (WB-16): true between steps only.
-    pub(crate) fn has_passed(&self, end: u64) -> bool {
-        self.ended.is_some() || self.cursor >= end
+    /// Whether everything of this range of shard-local pages has been looked at, nothing of it waits for its log, and what
+    /// was taken is in the queue (WB-16): true between steps only.
+    pub(crate) fn has_passed(&self, range: &std::ops::Range<u64>) -> bool {
+        self.ended.is_some() || self.lsns.has_passed(range, self.cursor >= range.end)
     }
 
     pub(crate) fn cursor(&self) -> u64 {
@@ -221,7 +236,8 @@ pub enum PassStep<'p, 'a> {
     /// A dirty folio, locked: [write](LockedFolio::write) it, or drop it for "not now".
     Folio(LockedFolio<'p, 'a>),
     /// An integrity pass has come to a page that somebody holds exclusively, or that the device is still writing; what
-    /// lies before it is submitted. Poll the shard and resume: the page's holder comes first.
+    /// lies before it is submitted. Or it has come to its end but for pages behind a [gate](crate::Gate), of which this is
+    /// the first. Poll the shard and resume: the page's holder, or its log, comes first.
     Wait {
         /// Page index within the mapping.
         page: u64,
@@ -285,7 +301,12 @@ impl<'a> WritebackPass<'a> {
         state: &'a mut PassState,
         step_pages: u64,
     ) -> Self {
-        state.blocked = None;
+        // One that waits for a page's log keeps that page from writers.
+        if !state.lsns.is_waiting() {
+            state.blocked = None;
+        }
+        // No pass over a gated mapping goes round its gate, whoever made it.
+        state.lsns.ensure(open.gates.gate.as_ref());
         if !state.has_ended() {
             let rest = state.ranges.rest(state.cursor).unwrap_or(state.cursor..state.cursor);
             state.span.step_begins(&issuer, &open.shape, state.mode, &(rest.start..state.ranges.span().end));
@@ -343,10 +364,16 @@ impl<'a> WritebackPass<'a> {
                 self.issued = Issued::End;
                 return Advance::End;
             }
+            if let Some(local) = self.state.lsns.waits(self.issuer.link.shard) {
+                self.submit_run();
+                self.issued = Issued::Blocked;
+                return Advance::Wait { page: self.shape.striping.page(self.issuer.cache.shard, local) };
+            }
             if self.locked.pages == 0 {
                 if let Some((frame, local)) = self.blocked.take() {
                     self.state.cursor = local;
                     self.state.blocked = Some(frame);
+                    self.state.lsns.stopped_at(&self.issuer, frame, local);
                     // What it holds itself must not be what it waits for (WB-18).
                     self.submit_run();
                     self.issued = Issued::Blocked;
@@ -357,6 +384,7 @@ impl<'a> WritebackPass<'a> {
                 }
                 match self.next_batch() {
                     Some((batch, end)) => self.lock(batch, end),
+                    None if self.begins_second_round() => {}
                     None if self.begins_anew() => {
                         self.submit_run();
                         return Advance::Pause;
@@ -462,6 +490,16 @@ impl<'a> WritebackPass<'a> {
         None
     }
 
+    /// An integrity pass at its end goes back to what it left out, once the log of that is durable (WB-40).
+    fn begins_second_round(&mut self) -> bool {
+        let first = match self.state.mode {
+            SyncMode::All => self.state.lsns.second_round(&self.issuer),
+            SyncMode::None => None,
+        };
+        self.state.cursor = first.unwrap_or(self.state.cursor);
+        first.is_some()
+    }
+
     /// An integrity pass at its end asks again for what was put off, a bounded number of times (WB-09).
     fn begins_anew(&mut self) -> bool {
         let state = &mut *self.state;
@@ -492,13 +530,18 @@ impl<'a> WritebackPass<'a> {
     fn lock(&mut self, batch: LeafPages, end: u64) {
         self.find_frames(batch);
         let (cache, frames) = (&self.issuer.cache.shared, &self.frames);
-        let lock = exclusion::lock_for_writeback(&cache.tags, batch.leaf, batch.pages, |slot| {
+        let wanted = self.state.lsns.wanted(&cache.lsns, frames, batch);
+        let lock = exclusion::lock_for_writeback(&cache.tags, batch.leaf, wanted, |slot| {
             let place = cache.place(frames[slot as usize]);
             let rest = (place.order.pages() - place.within).min(LEAF_PAGES - u64::from(slot));
             (cache.folio(place.head), slots(slot, rest as u32))
         });
-        let refused = lock.held | lock.in_flight;
-        self.locked = LeafPages { pages: lock.locked, ..batch };
+        let locked = LeafPages { pages: lock.locked, ..batch };
+        let too_new = self.state.lsns.too_new(&cache.lsns, frames, locked);
+        let stops = if self.state.lsns.is_strict() { too_new } else { 0 };
+        let refused = lock.held | lock.in_flight | stops;
+        self.locked = LeafPages { pages: lock.locked & !too_new, ..batch };
+        self.unlock(too_new);
         self.state.cursor = end;
         if self.state.mode == SyncMode::All && refused != 0 {
             let slot = refused.trailing_zeros();

@@ -18,6 +18,7 @@
 use std::ops::Range;
 
 use super::control::WritebackOutcome;
+use crate::cache::lsn::Lsn;
 use crate::cache::owned::ShardCache;
 use crate::cache::shape::MappingShape;
 use crate::cache::tags::{Find, Tag};
@@ -47,6 +48,8 @@ pub(crate) struct SyncJob {
     /// The whole range, shard-local.
     pub range: Range<u64>,
     pub stage: Stage,
+    /// The mapping's highest log sequence number when it began: what was stamped higher came later.
+    pub cap: Lsn,
     /// Everything before this page has ended writeback.
     waited: u64,
     /// The first error of a write in the range; kept to the end (WB-05).
@@ -66,6 +69,7 @@ impl SyncJob {
             waited: range.start,
             range,
             stage: Stage::Waiting,
+            cap: Lsn::NONE,
             error: None,
             gives_up: false,
             outcome: WritebackOutcome::default(),
