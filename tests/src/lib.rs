@@ -73,6 +73,14 @@ pub fn fragile(size_bytes: u64) -> EmulatedConfig {
     }
 }
 
+/// The observers keep the frames of the engine that they locate, and those keep the device: a circle.
+impl Drop for Bed {
+    fn drop(&mut self) {
+        self.device.observe(None);
+        self.device.observe_events(None);
+    }
+}
+
 impl Bed {
     /// Builds a device of `config` and an engine on it.
     ///

@@ -63,8 +63,9 @@ pub struct Page {
     pub changed: Moment,
     /// When the last successful write of each of its eighths began.
     pub written: [Moment; 8],
-    /// When the last successful write of any of it completed.
-    pub write_completed: Moment,
+    /// When the last successful write of each of its eighths completed that may have stopped at the device's write
+    /// cache; 0 where that was overtaken by one with FUA.
+    pub cached: [Moment; 8],
     /// When a write of it last failed.
     pub write_failed: Moment,
     /// Discards of it in flight.
@@ -88,7 +89,7 @@ impl Page {
             touched: 0,
             changed: 0,
             written: [0; 8],
-            write_completed: 0,
+            cached: [0; 8],
             write_failed: 0,
             discards: Vec::new(),
             discard_ended: 0,
@@ -111,6 +112,12 @@ impl Page {
     #[must_use]
     pub fn is_busy(&self) -> bool {
         !self.changes.is_empty() || self.held.is_some()
+    }
+
+    /// When the last write of it completed that the device's write cache may still hold; 0 if there is none.
+    #[must_use]
+    pub fn cached_at(&self) -> Moment {
+        self.cached.into_iter().max().unwrap_or(0)
     }
 
     /// Whether one more change may be in flight.

@@ -68,19 +68,20 @@ impl World {
             let now = self.now();
             match entry.what {
                 What::Struck(action) => self.struck(&entry, action),
-                What::Started { astray_bytes } => self.started(&entry, astray_bytes, now),
+                What::Started { astray_bytes, fua } => self.started(&entry, astray_bytes, fua, now),
                 What::Completed(status) => self.completed(&entry, status, now),
             }
         }
         let log = &self.log;
         let settled: Vec<_> = self.life.unsettled.extract_if(.., |(qid, ..)| log.is_idle(*qid)).collect();
-        for (_, mapping, status) in settled {
-            // Who has been told meanwhile may have been told of this one.
+        for (_, mapping, status, failed) in settled {
+            // Who has been told of something meanwhile may have been told of this one.
             let owed = telling::owed_after_failed_write(status);
+            let owed_since = |told: Moment| if told > failed { owed.min(Owed::Perhaps) } else { owed };
             let modelled = &mut self.mappings[mapping];
-            let states = self.handle_states.iter_mut().filter(|handle| handle.mapping == mapping);
-            for state in states.map(|handle| &mut handle.owed).chain([&mut modelled.unseen]) {
-                *state = (*state).max(if *state == Owed::No { Owed::Perhaps } else { owed });
+            modelled.unseen = modelled.unseen.max(owed_since(modelled.told));
+            for handle in self.handle_states.iter_mut().filter(|handle| handle.mapping == mapping) {
+                handle.owed = handle.owed.max(owed_since(handle.told));
             }
         }
     }
@@ -143,7 +144,7 @@ impl World {
         bytes
     }
 
-    pub(super) fn started(&mut self, entry: &Entry, astray_bytes: u64, now: Moment) {
+    pub(super) fn started(&mut self, entry: &Entry, astray_bytes: u64, fua: bool, now: Moment) {
         let Entry { key, opcode, extent, .. } = *entry;
         if matches!(opcode, NvmOpcode::READ | NvmOpcode::WRITE) {
             if astray_bytes > 0 {
@@ -168,7 +169,7 @@ impl World {
             }
             _ => {}
         }
-        self.log.started(key, Flight { opcode, extent, started: now });
+        self.log.started(key, Flight { opcode, extent, started: now, fua });
     }
 
     pub(super) fn note_write(&mut self, entry: &Entry) {
@@ -193,9 +194,10 @@ impl World {
             }
             NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES if status.is_success() => {
                 let started = flight.map_or(0, |flight| flight.started);
+                let cached = if flight.is_some_and(|flight| flight.fua) { 0 } else { now };
                 self.each_page(entry.extent, |page, first, last| {
                     page.written[first..last].fill(started);
-                    page.write_completed = now;
+                    page.cached[first..last].fill(cached);
                 });
             }
             NvmOpcode::WRITE => {
@@ -204,7 +206,7 @@ impl World {
                 if self.setup.splits_pages() && !self.log.is_idle(entry.key.0) {
                     // The run's other commands may still be on their way; its end is what is told.
                     self.write_failed(mapping, Owed::Perhaps);
-                    self.life.unsettled.push((entry.key.0, mapping, status));
+                    self.life.unsettled.push((entry.key.0, mapping, status, now));
                 } else {
                     self.write_failed(mapping, owed);
                 }

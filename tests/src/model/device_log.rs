@@ -48,6 +48,8 @@ pub enum What {
     Started {
         /// Bytes of its data that lie outside the frames of the pages that it names.
         astray_bytes: u64,
+        /// It reaches the medium before it completes (FUA).
+        fua: bool,
     },
     /// A fault hit it.
     Struck(Action),
@@ -71,6 +73,8 @@ pub struct Flight {
     pub extent: Extent,
     /// When it began.
     pub started: u64,
+    /// It reaches the medium before it completes (FUA).
+    pub fua: bool,
 }
 
 impl DeviceLog {
@@ -91,7 +95,7 @@ impl DeviceLog {
                 (command.qid, command.cid),
                 command.opcode,
                 extent,
-                What::Started { astray_bytes },
+                What::Started { astray_bytes, fua: command.fua },
             );
         })));
         let entries = self.entries.clone();

@@ -270,8 +270,11 @@ impl World {
                 self.handle_states[handle].owed = Owed::No;
             }
             Err(error) if telling::tells_of_writeback(error) => {
-                self.handle_states[handle].owed = Owed::No;
-                self.mappings[mapping].unseen = Owed::No;
+                let now = self.now();
+                let state = &mut self.handle_states[handle];
+                (state.owed, state.told) = (Owed::No, now);
+                let modelled = &mut self.mappings[mapping];
+                (modelled.unseen, modelled.told) = (Owed::No, now);
             }
             // Whether the engine counts it as told when everything fails anyway is not said anywhere.
             Err(Error::NamespaceFailed { .. } | Error::ShardFailed { .. } | Error::Closed) => {
@@ -310,13 +313,14 @@ impl World {
                 }
                 waited |= modelled.changed > 0;
                 failed |= modelled.changed > 0 && modelled.write_failed > 0;
-                if self.setup.write_cache == WriteCache::Volatile && modelled.write_completed > 0 {
-                    if modelled.write_completed > self.life.flushed {
+                let cached = modelled.cached_at();
+                if self.setup.write_cache == WriteCache::Volatile && cached > 0 {
+                    if cached > self.life.flushed {
                         violated(
                             Rule::Wb29Flush,
                             format!(
-                                "{what} succeeded, but a write of page {page} completed at {} and the last flush began at {}",
-                                modelled.write_completed, self.life.flushed
+                                "{what} succeeded, but a write of page {page} completed at {cached} and the last flush began at {}",
+                                self.life.flushed
                             ),
                         );
                     }
@@ -498,9 +502,9 @@ impl World {
                         ),
                     );
                 }
-                let settled = self.setup.write_cache == WriteCache::None
-                    || modelled.write_completed < self.life.flushed;
-                promised |= modelled.write_completed > 0 && settled;
+                let settled =
+                    self.setup.write_cache == WriteCache::None || modelled.cached_at() < self.life.flushed;
+                promised |= modelled.written.iter().any(|&began| began > 0) && settled;
                 open |= modelled.medium_versions() > 1;
             }
         }

@@ -33,6 +33,8 @@ pub(crate) type HandleId = usize;
 pub(crate) struct HandleState {
     pub mapping: usize,
     pub owed: Owed,
+    /// When it was last told of a failed writeback, or another one was before it was opened.
+    pub told: Moment,
 }
 
 /// What an operation ends with.
@@ -128,7 +130,8 @@ impl World {
 
     pub(super) fn new_handle_state(&mut self, mapping: usize) -> HandleId {
         let owed = self.mappings[mapping].unseen;
-        self.handle_states.push(HandleState { mapping, owed });
+        let told = self.mappings[mapping].told;
+        self.handle_states.push(HandleState { mapping, owed, told });
         self.handle_states.len() - 1
     }
 

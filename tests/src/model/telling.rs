@@ -4,7 +4,7 @@
 //! them (retries, say) changes this file.
 
 use foliant::{Error, Operation};
-use foliant_nvme_spec::Status;
+use foliant_nvme_spec::{Status, StatusCode};
 
 /// Whether a failed writeback is owed to a handle (WB-23).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,16 +20,23 @@ pub enum Owed {
 
 /// What handles are owed when a write command has failed with `status`.
 ///
-/// The engine tries no command again by itself, so every failure is told at once, retryable or not.
+/// One that may be tried again mostly succeeds then, and nobody is told (WB-22); it fails for good where faults strike
+/// again.
 #[must_use]
-pub fn owed_after_failed_write(_status: Status) -> Owed {
-    Owed::Yes
+pub fn owed_after_failed_write(status: Status) -> Owed {
+    if status.is_retryable() { Owed::Perhaps } else { Owed::Yes }
 }
 
-/// Whether a failed flush latches the namespace. Any does (WB-30).
+/// Whether a failed flush latches the namespace. Any does (WB-30), but one that was surely not carried out and may be
+/// tried again.
 #[must_use]
-pub fn latches(_status: Status) -> bool {
-    true
+pub fn latches(status: Status) -> bool {
+    const NOT_CARRIED_OUT: [StatusCode; 3] = [
+        StatusCode::COMMAND_INTERRUPTED,
+        StatusCode::TRANSIENT_TRANSPORT_ERROR,
+        StatusCode::NAMESPACE_NOT_READY,
+    ];
+    !(status.is_retryable() && NOT_CARRIED_OUT.contains(&status.code()))
 }
 
 /// What an operation has lived through, as far as it excuses errors.

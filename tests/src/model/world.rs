@@ -28,6 +28,8 @@ pub(crate) struct Modelled {
     pub state: MappingState,
     /// What a handle is owed that is opened now.
     pub unseen: Owed,
+    /// When any handle was last told of a failed writeback.
+    pub told: Moment,
     /// A failed writeback has been recorded since the engine was started.
     pub had_event: bool,
 }
@@ -78,7 +80,7 @@ pub(crate) struct Life {
     /// A shard may still be working on a sync whose future was dropped.
     pub sync_abandoned: bool,
     /// Writes that failed where a page takes several commands: told when the queue is idle at the latest.
-    pub unsettled: Vec<(u16, usize, Status)>,
+    pub unsettled: Vec<(u16, usize, Status, Moment)>,
 }
 
 /// A run.
@@ -112,6 +114,7 @@ impl World {
             pages: (0..PAGES).map(|page| Page::new(&vec![0; setup.page_bytes(page) as usize])).collect(),
             state: MappingState::Shut,
             unseen: Owed::No,
+            told: 0,
             had_event: false,
         };
         let mut world = Self {
