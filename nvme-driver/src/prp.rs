@@ -139,9 +139,18 @@ impl<I: Iterator<Item = Segment>> SegmentCursor<I> {
             _ => {
                 let mut writer = ListWriter::new(list(), pages - 1);
                 let first = writer.list.iova.0;
-                for _ in 1..pages {
-                    writer.push(self.page_start()?)?;
-                    left -= self.take_page(left)?;
+                while left > 0 {
+                    let start = self.page_start()?;
+                    // Mostly a segment goes on for many pages.
+                    let whole = left.min(self.current.len_bytes as usize) / PAGE_BYTES;
+                    if whole > 0 {
+                        writer.push_pages(start, whole)?;
+                        self.consume((whole * PAGE_BYTES) as u32);
+                        left -= whole * PAGE_BYTES;
+                    } else {
+                        writer.push(start)?;
+                        left -= self.take_page(left)?;
+                    }
                 }
                 first
             }
@@ -151,6 +160,7 @@ impl<I: Iterator<Item = Segment>> SegmentCursor<I> {
     }
 
     /// The address at which an entry other than PRP1 may start.
+    #[inline]
     fn page_start(&mut self) -> Result<u64, PrpError> {
         if !self.advance() {
             return Err(PrpError::Short);
@@ -212,6 +222,7 @@ impl<'a> ListWriter<'a> {
         Self { list, next: 0, left: entries }
     }
 
+    #[inline]
     fn push(&mut self, entry: u64) -> Result<(), PrpError> {
         let is_last_of_page = self.next % ENTRIES_PER_PAGE == ENTRIES_PER_PAGE - 1;
         if is_last_of_page && self.left > 1 {
@@ -223,6 +234,12 @@ impl<'a> ListWriter<'a> {
         Ok(())
     }
 
+    /// Pushes the entries of `pages` pages that follow each other from `start` on.
+    fn push_pages(&mut self, start: u64, pages: usize) -> Result<(), PrpError> {
+        (0..pages).try_for_each(|page| self.push(start + (page * PAGE_BYTES) as u64))
+    }
+
+    #[inline]
     fn write(&mut self, value: u64) -> Result<(), PrpError> {
         *self.list.entries.get_mut(self.next).ok_or(PrpError::ListFull)? = value;
         self.next += 1;

@@ -7,6 +7,7 @@ use foliant_nvme_emulated::{Action, EmulatedConfig};
 use foliant_nvme_spec::NvmOpcode;
 use foliant_tests::{Bed, fragile, options};
 use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 const MIB: u64 = 1 << 20;
@@ -75,6 +76,54 @@ fn what_an_appender_did_not_reach_reads_as_the_device_has_it() {
         bed.assert_consistent();
         bed.run(mapping.sync_async()).unwrap();
         assert_eq!(bed.engine().stats().dirty_pages, 0);
+    }
+}
+
+/// Where a page's bytes are in memory.
+fn address(bed: &mut Bed, mapping: &Mapping, page: u64) -> usize {
+    bed.run(mapping.pin_async(page)).unwrap().as_ptr().addr()
+}
+
+#[test]
+fn pages_that_come_in_any_order_lie_in_memory_as_in_the_file() {
+    for mut bed in beds(&ram(), 4096) {
+        let mapping = bed.mapping();
+        let mut order: Vec<u64> = (0..2048).collect();
+        order.shuffle(&mut SmallRng::seed_from_u64(5));
+        for &page in &order {
+            bed.run(mapping.write_at_async(page * 4096, &[page as u8; 4096])).unwrap();
+        }
+        for first in (0..2048).step_by(64) {
+            let start = address(&mut bed, &mapping, first);
+            for page in first..first + 64 {
+                assert_eq!(address(&mut bed, &mapping, page) - start, (page - first) as usize * 4096);
+            }
+        }
+        bed.assert_consistent();
+        bed.run(mapping.sync_async()).unwrap();
+        bed.assert_consistent();
+    }
+}
+
+#[test]
+fn sparse_pages_use_every_frame_and_leave_whole_blocks_until_then() {
+    for mut bed in beds(&ram(), 4096) {
+        let mapping = bed.mapping();
+        let frames = 4096 * bed.engine().shards() as u64;
+        // If each had a block to itself, there would be more blocks than there are.
+        for page in (0..12_288u64).step_by(64) {
+            bed.run(mapping.write_at_async(page * 4096, &[page as u8; 4096])).unwrap();
+        }
+        let before = bed.engine().stats().folios_installed;
+        bed.run(mapping.write_at_async(15_360 * 4096, &[1; 512 * 4096])).unwrap();
+        let folios = bed.engine().stats().folios_installed - before;
+        assert!(folios <= 10, "{folios} folios for 512 pages");
+        bed.run(mapping.sync_async()).unwrap();
+        for page in 0..frames {
+            let mut byte = [0];
+            bed.run(mapping.read_at_async(page * 4096, &mut byte)).unwrap();
+        }
+        bed.assert_consistent();
     }
 }
 

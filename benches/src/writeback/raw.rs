@@ -21,8 +21,7 @@ pub struct RawDriver {
     _controller: Controller,
 }
 
-/// Pages in DMA memory, placed like the frames of a cache that was filled in the order in which they were dirtied
-/// first.
+/// Pages in DMA memory.
 struct Memory {
     buffer: DmaBuffer,
     /// By page: which 4 KiB of the buffer.
@@ -49,8 +48,8 @@ unsafe impl Payload for Run {
 }
 
 impl RawDriver {
-    /// Opens the device and prepares the commands that write all pages of `order` in ascending order,
-    /// each of the largest size.
+    /// Opens the device and prepares the commands that write all pages of `order` in ascending order, each of the largest
+    /// size. The pages' memory lies in that order.
     pub fn open(device: &EmulatedController, order: &[u32]) -> Result<Self> {
         let options =
             ControllerOptions { io_queue_pairs: 1, arena_bytes: order.len() * PAGE, ..Default::default() };

@@ -53,15 +53,52 @@ impl FreeFrames {
 
     /// Takes a block of `order`, from the smallest free block that holds one.
     pub(crate) fn take(&mut self, headers: &[FolioHeader], order: FolioOrder) -> Option<FrameId> {
-        let found = (order.0 as usize..FolioOrder::COUNT).find(|&at| self.first[at] != NONE)?;
-        let frame = self.first[found];
-        self.unlink(headers, frame, FolioOrder(found as u8));
-        // The upper halves go back; the lowest frames are used.
-        for at in (order.0..found as u8).rev() {
-            self.link(headers, frame + (1 << at), FolioOrder(at));
+        let found = self.smallest(order)?;
+        let block = self.first[found.0 as usize];
+        self.carve(headers, (block, found), block, order);
+        Some(FrameId(block))
+    }
+
+    /// Takes the block of `order` that begins at `frame`, if that is aligned to it and all of it is free.
+    pub(crate) fn take_at(&mut self, headers: &[FolioHeader], frame: u32, order: FolioOrder) -> bool {
+        let fits = frame.is_multiple_of(order.pages() as u32) && frame < self.frames;
+        let mut around = (order.0..=FolioOrder::MAX.0)
+            .map(|at| (frame & !((1 << at) - 1), FolioOrder(at)))
+            .filter(|&(block, at)| headers[block as usize].is_free_block(at));
+        let Some(block) = fits.then(|| around.next()).flatten() else { return false };
+        self.carve(headers, block, frame, order);
+        true
+    }
+
+    /// The first frame of a free block of at least `order`, as small a one as there is; none where only `spared` frames
+    /// lie in blocks of that size.
+    pub(crate) fn untouched(&self, order: FolioOrder, spared: u32) -> Option<u32> {
+        let above = order.0 as usize..FolioOrder::COUNT;
+        let left: u32 = above.map(|at| self.blocks[at] << at).sum();
+        let found = self.smallest(order).filter(|_| left > spared)?;
+        Some(self.first[found.0 as usize])
+    }
+
+    /// The smallest order of at least `order` of which a block is free.
+    fn smallest(&self, order: FolioOrder) -> Option<FolioOrder> {
+        (order.0..FolioOrder::COUNT as u8).map(FolioOrder).find(|at| self.first[at.0 as usize] != NONE)
+    }
+
+    /// Takes the frames from `frame` on, `order` of them, out of a free block that holds them; the rest stays free.
+    fn carve(
+        &mut self,
+        headers: &[FolioHeader],
+        (mut block, whole): (u32, FolioOrder),
+        frame: u32,
+        order: FolioOrder,
+    ) {
+        self.unlink(headers, block, whole);
+        for at in (order.0..whole.0).rev() {
+            let upper = block + (1 << at);
+            let rest = if frame >= upper { std::mem::replace(&mut block, upper) } else { upper };
+            self.link(headers, rest, FolioOrder(at));
         }
         self.free -= order.pages() as u32;
-        Some(FrameId(frame))
     }
 
     /// Gives a block back. Its frames are frozen and linked nowhere.
@@ -135,7 +172,7 @@ mod tests {
     proptest! {
         #[test]
         fn blocks_never_overlap_are_aligned_and_join_again(
-            frames in 1u32..3000, steps in prop::collection::vec((0u8..10, any::<prop::sample::Index>(), any::<bool>()), 1..300),
+            frames in 1u32..3000, steps in prop::collection::vec((0u8..10, any::<prop::sample::Index>(), 0u8..3), 1..300),
         ) {
             let headers = headers(frames);
             let mut free = FreeFrames::new(&headers);
@@ -144,10 +181,21 @@ mod tests {
             let whole = (0..FolioOrder::COUNT as u8).map(|at| free.has(FolioOrder(at), 1)).collect::<Vec<_>>();
             for (order, which, take) in steps {
                 let order = FolioOrder(order);
-                if take {
-                    let possible = free.has(order, 1);
-                    let block = free.take(&headers, order);
-                    prop_assert_eq!(block.is_some(), possible);
+                if take > 0 {
+                    let block = if take == 1 {
+                        let possible = free.has(order, 1);
+                        let block = free.take(&headers, order);
+                        prop_assert_eq!(block.is_some(), possible);
+                        block
+                    } else {
+                        let frame = which.index(frames as usize) as u32;
+                        let end = u64::from(frame) + order.pages();
+                        let possible = u64::from(frame) % order.pages() == 0
+                            && end <= u64::from(frames)
+                            && used[frame as usize..end as usize].iter().all(|&used| !used);
+                        prop_assert_eq!(free.take_at(&headers, frame, order), possible);
+                        possible.then_some(FrameId(frame))
+                    };
                     let Some(FrameId(frame)) = block else { continue };
                     prop_assert!(frame.is_multiple_of(order.pages() as u32));
                     for at in frame..frame + order.pages() as u32 {

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use super::balance::DirtyBalance;
 use super::buddy::FreeFrames;
-use super::exclusion::{LEAF_PAGES, leaf_bit, leaf_bits};
+#[cfg(any(test, debug_assertions))]
+use super::exclusion::leaf_bit;
+use super::exclusion::{LEAF_PAGES, leaf_bits};
 use super::folio::{FolioHeader, FolioKey, FolioOrder, FrameId};
 use super::frames::FrameMemory;
 use super::index::FolioIndex;
@@ -19,6 +21,10 @@ use super::table::Table;
 use super::tags::{Tag, TagTree};
 use super::{MAPPINGS_MAX, MarkedPages, SharedCache, Written};
 use crate::writeback::throttle::DirtyLimits;
+
+/// One of so many frames is left in blocks of a leaf's size or more, for large folios, when single pages are spread over
+/// such blocks.
+const WHOLE_BLOCKS_SPARED: u32 = 8;
 
 /// A shard's cache: the shared part and the structure that the shard owns.
 #[derive(Debug)]
@@ -96,7 +102,7 @@ impl ShardCache {
     /// caller publishes it. `None` without a block of frames that large.
     pub(crate) fn install(&mut self, shape: &MappingShape, first: u64, order: FolioOrder) -> Option<FrameId> {
         debug_assert!(first.is_multiple_of(order.pages()) && self.is_vacant(shape, first, order.pages()));
-        let head = self.free.take(&self.shared.headers, order)?;
+        let head = self.take_frames(shape, first, order)?;
         let mut done = 0;
         while done < order.pages() {
             let page = first + done;
@@ -110,6 +116,36 @@ impl ShardCache {
             done += u64::from(bits.count_ones());
         }
         Some(head)
+    }
+
+    /// Takes free frames for a folio, those that lie to its neighbours' frames as the pages lie to each other where it can:
+    /// in whatever order pages came into the cache, their headers are met one behind the other then, and what a command
+    /// carries is one piece of memory.
+    ///
+    /// The first page of a leaf goes to its place in a block of frames as large as the leaf, as long as there are plenty.
+    /// Nothing is kept for its neighbours: when no such block is left, others take the frames between.
+    fn take_frames(&mut self, shape: &MappingShape, first: u64, order: FolioOrder) -> Option<FrameId> {
+        const LEAF_ORDER: FolioOrder = FolioOrder(LEAF_PAGES.trailing_zeros() as u8);
+        let headers = &self.shared.headers;
+        if order < LEAF_ORDER {
+            let slot = (first % LEAF_PAGES) as u32;
+            let present = self.tree.present(shape.tree, shape.striping.local(first));
+            let wanted = match nearest(present, slot) {
+                Some(neighbour) => {
+                    let page = first - u64::from(slot) + u64::from(neighbour);
+                    let frame = self.find(shape, page).expect("a page of the tree is in the cache");
+                    (frame.0 + slot).checked_sub(neighbour)
+                }
+                None => {
+                    let spared = headers.len() as u32 / WHOLE_BLOCKS_SPARED;
+                    self.free.untouched(LEAF_ORDER, spared).map(|block| block + slot)
+                }
+            };
+            if let Some(wanted) = wanted.filter(|&wanted| self.free.take_at(headers, wanted, order)) {
+                return Some(FrameId(wanted));
+            }
+        }
+        self.free.take(headers, order)
     }
 
     /// Unlinks a frozen folio without marks and makes its frames free.
@@ -352,6 +388,16 @@ impl ShardCache {
     }
 }
 
+/// The bit of `bits` that is nearest to `slot`, itself not set.
+fn nearest(bits: u64, slot: u32) -> Option<u32> {
+    let below = (bits & ((1 << slot) - 1)).checked_ilog2();
+    let above = (bits >> slot != 0).then(|| slot + (bits >> slot).trailing_zeros());
+    match (below, above) {
+        (Some(below), Some(above)) => Some(if above - slot < slot - below { above } else { below }),
+        (below, above) => below.or(above),
+    }
+}
+
 /// The pieces of a folio of `order` when the one of `smallest` that holds page `within` is cut out: that one, and on
 /// both sides of it folios as large as alignment allows, ascending.
 fn pieces_around(
@@ -394,6 +440,15 @@ mod tests {
         assert_eq!(pieces(4, 9, 2), [(0, 3), (8, 2), (12, 2)]);
         assert_eq!(pieces(0, 0, 0), [(0, 0)]);
         assert_eq!(pieces(9, 511, 0).len(), 10);
+    }
+
+    #[test]
+    fn the_nearest_page_is_found_on_either_side() {
+        assert_eq!(nearest(0, 5), None);
+        assert_eq!(nearest(1 << 63, 0), Some(63));
+        assert_eq!(nearest(1, 63), Some(0));
+        assert_eq!(nearest(0b1000_0001, 3), Some(0));
+        assert_eq!(nearest(0b1000_0001, 5), Some(7));
     }
 
     #[test]

@@ -414,6 +414,11 @@ impl TagTree {
         self.lookup(tree.node_key(0, local))
     }
 
+    /// Which pages of the leaf in which `local` lies are in the cache.
+    pub(crate) fn present(&self, tree: TreeId, local: u64) -> u64 {
+        self.leaf_of(tree, local).map_or(0, |leaf| self.links[leaf as usize].present)
+    }
+
     /// The first leaf with wanted pages in `range` (shard-local pages), and which pages those are.
     pub(crate) fn next(&self, tree: TreeId, find: Find, range: Range<u64>) -> Option<LeafPages> {
         if range.is_empty() {

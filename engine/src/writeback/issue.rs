@@ -125,6 +125,9 @@ pub(crate) fn submit_write(
 impl WritebackPass<'_> {
     /// Drives the pass to the end of its step: every folio is written, or as `callback` says.
     pub(crate) fn drive(mut self, callback: Option<&Callback>) -> Issued {
+        if callback.is_none() {
+            self.joins_folios();
+        }
         loop {
             let folio = match self.next() {
                 PassStep::Folio(folio) => folio,

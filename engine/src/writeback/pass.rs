@@ -268,8 +268,11 @@ pub struct WritebackPass<'a> {
     /// The leaf that was looked up last. Its pages are what this pass has locked and not handed out yet: folios are
     /// found by tag and locked up to 64 at a time (WB-07).
     locked: LeafPages,
-    /// Bit *i*: the pages of slots *i* and *i* + 1 of that leaf belong to the same folio.
+    /// Bit *i*: the pages of slots *i* and *i* + 1 of that leaf belong to the same folio, or, when nobody looks at single
+    /// folios, lie side by side.
     joined: u64,
+    /// Folios are handed out one by one.
+    by_folio: bool,
     /// Pages of that leaf whose last write failed: each of the mapping's blocks among them goes out as a command of its
     /// own, so that one bad block doesn't fail its neighbours.
     poisoned: u64,
@@ -319,6 +322,7 @@ impl<'a> WritebackPass<'a> {
             step_pages,
             locked: LeafPages { leaf: 0, base: 0, pages: 0 },
             joined: 0,
+            by_folio: true,
             poisoned: 0,
             blocked: None,
             first_page: 0,
@@ -571,37 +575,57 @@ impl<'a> WritebackPass<'a> {
         self.blocked = None;
     }
 
-    /// Looks all folios of a leaf up before any is worked on: their headers come into the processor's cache
-    /// together instead of one after the other.
+    /// Finds the folios of the wanted pages of a leaf.
     fn find_frames(&mut self, batch: LeafPages) {
-        let cache = self.issuer.cache;
-        let first = self.shape.striping.page(cache.shard, batch.base);
+        let shared = &self.issuer.cache.shared;
+        let first = self.shape.striping.page(self.issuer.cache.shard, batch.base);
         self.first_page = first;
-        let key = |slot: u32| self.shape.key(first + u64::from(slot));
-        let (index, headers) = (&cache.shared.index, &cache.shared.headers);
-        let mut touched = 0;
-        let mut pages = batch.pages;
-        while pages != 0 {
-            touched |= index.touch(headers, key(pages.trailing_zeros()));
-            pages &= pages - 1;
-        }
-        std::hint::black_box(touched);
         self.joined = 0;
         let mut pages = batch.pages;
+        let mut before: Option<(u32, FrameId)> = None;
+        let mut are_scattered = false;
         while pages != 0 {
             let slot = pages.trailing_zeros();
-            // A marked page has its folio: dirty ones are not evicted, and who removes one takes its marks off first.
-            let frame = index.find_exact(headers, key(slot)).expect("a marked page is in the cache");
+            let key = self.shape.key(first + u64::from(slot));
+            // The cache lays a leaf's pages out in its frames as in the file where it can; to look there saves the index.
+            let beside = before.filter(|_| !are_scattered).map(|(at, frame)| FrameId(frame.0 + slot - at));
+            let beside =
+                beside.filter(|frame| shared.headers.get(frame.0 as usize).is_some_and(|it| it.key() == key));
+            let frame = beside.unwrap_or_else(|| {
+                if before.is_some() && !are_scattered {
+                    are_scattered = true;
+                    self.touch(pages);
+                }
+                // A marked page has its folio: dirty ones are not evicted, and who removes one takes its marks off first.
+                shared.index.find_exact(&shared.headers, key).expect("a marked page is in the cache")
+            });
             self.frames[slot as usize] = frame;
-            let place = cache.shared.place(frame);
+            let place = shared.place(frame);
             // The folio's other pages in this leaf lie beside it.
             let rest = (place.order.pages() - place.within).min(LEAF_PAGES - u64::from(slot)) as u32;
             for at in 1..rest {
                 self.frames[(slot + at) as usize] = FrameId(frame.0 + at);
             }
             self.joined |= slots(slot, rest - 1);
+            if !self.by_folio && before.is_some_and(|(at, last)| at + 1 == slot && last.0 + 1 == frame.0) {
+                self.joined |= 1 << (slot - 1);
+            }
+            before = Some((slot + rest - 1, FrameId(frame.0 + rest - 1)));
             pages &= !slots(slot, rest);
         }
+    }
+
+    /// Loads the headers of folios that lie here and there before any is worked on: they come into the processor's cache
+    /// together instead of one after the other.
+    fn touch(&self, mut pages: u64) {
+        let shared = &self.issuer.cache.shared;
+        let mut touched = 0;
+        while pages != 0 {
+            let key = self.shape.key(self.first_page + u64::from(pages.trailing_zeros()));
+            touched |= shared.index.touch(&shared.headers, key);
+            pages &= pages - 1;
+        }
+        std::hint::black_box(touched);
     }
 
     /// A folio that was handed out will be submitted; its frame is the device's then.
@@ -646,6 +670,11 @@ impl<'a> WritebackPass<'a> {
         }
         self.state.commands += 1;
         self.state.span.submitted(pages);
+    }
+
+    /// Folios that lie side by side may be handed out as if they were one: for a driver that writes whatever it gets.
+    pub(crate) fn joins_folios(&mut self) {
+        self.by_folio = false;
     }
 
     /// How the step has ended.

@@ -92,6 +92,7 @@ fn walk_list(
     }
 }
 
+#[inline]
 fn read_entry(dma: &mut DmaView, iova: u64) -> Result<u64, StatusCode> {
     let host = dma.translate(iova, ENTRY).ok_or(StatusCode::DATA_TRANSFER_ERROR)?;
     // SAFETY: `translate` found eight mapped bytes, 8-byte aligned because the device address is and mappings
@@ -99,6 +100,7 @@ fn read_entry(dma: &mut DmaView, iova: u64) -> Result<u64, StatusCode> {
     Ok(unsafe { host.cast::<u64>().read_volatile() })
 }
 
+#[inline]
 fn push_page(
     dma: &mut DmaView,
     iova: u64,
