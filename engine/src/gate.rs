@@ -175,7 +175,8 @@ impl Gate {
     /// // A thread of the owner's, or a task with `next_wanted_async`:
     /// while let Ok(lsn) = gate.next_wanted() {
     ///     log_up_to(lsn)?;
-    ///     gate.advance_durable_lsn(lsn)?;
+    ///     // A commit may have advanced it further meanwhile, which is no error here.
+    ///     let _ = gate.advance_durable_lsn(lsn);
     /// }
     /// # Ok(()) }
     /// ```
@@ -227,9 +228,12 @@ impl Gate {
     }
 
     fn wake_all(&self) {
-        loop {
+        let wakers = || self.inner.wakers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Who registers from here on has seen what the others are woken for.
+        let known = wakers().len();
+        for _ in 0..known {
             // A waker is the user's code: it runs after the lock.
-            let next = self.inner.wakers.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+            let next = wakers().pop_front();
             let Some(waker) = next else { return };
             waker.wake();
         }

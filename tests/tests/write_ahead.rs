@@ -713,10 +713,271 @@ fn wb40_syncs_that_merge_wait_each_for_its_own_pages_and_number() {
         assert!(wal.bed.poll_once(syncs[1].as_mut()).is_ready(), "its page waits for no log");
         assert_eq!(wal.written(), [1]);
         assert!([0, 2].iter().all(|&at| wal.bed.poll_once(syncs[at].as_mut()).is_pending()));
-        wal.gate.advance_durable_lsn(Lsn(20)).unwrap();
-        wal.bed.run(syncs.remove(2)).unwrap();
+        assert_eq!(wal.gate.wanted_lsn(), Some(Lsn(20)));
+        wal.gate.advance_durable_lsn(Lsn(10)).unwrap();
         wal.bed.run(syncs.remove(0)).unwrap();
+        assert_eq!(wal.written(), [0, 1], "its page waits for no higher number");
+        assert!(wal.bed.poll_once(syncs[1].as_mut()).is_pending());
+        wal.gate.advance_durable_lsn(Lsn(20)).unwrap();
+        wal.bed.run(syncs.remove(1)).unwrap();
         assert_eq!((wal.written(), wal.dirty()), (vec![0, 1, 2], 0));
+        wal.bed.assert_consistent();
+    }
+}
+
+#[test]
+fn wb40_syncs_that_merge_end_by_deadline_only_where_their_own_log_is_late() {
+    for mut wal in Wal::each(EngineOptions { gate_wait: Duration::from_secs(2), ..options(64) }) {
+        for page in 0..4 {
+            wal.write(page, 10 + page);
+        }
+        let handle = wal.data.clone();
+        let ranges = [0..PAGE, 0..4 * PAGE, 2 * PAGE..4 * PAGE, 0..PAGE];
+        let mut syncs: Vec<BoxedResult<'_>> =
+            ranges.into_iter().map(|range| boxed(handle.sync_range_async(range))).collect();
+        for sync in &mut syncs {
+            assert!(wal.bed.poll_once(sync.as_mut()).is_pending());
+        }
+        wal.bed.settle();
+        wal.gate.advance_durable_lsn(Lsn(11)).unwrap();
+        for at in [3, 0] {
+            wal.bed.run(syncs.remove(at)).unwrap();
+        }
+        for sync in syncs {
+            let error = wal.bed.run(sync).unwrap_err();
+            assert!(matches!(error, Error::Gated { waits_for: Lsn(13), .. }), "{error}");
+        }
+        assert_eq!(wal.dirty(), 3, "each writes all or waits: the sync over all of it waited for 13");
+        wal.gate.advance_durable_lsn(Lsn(13)).unwrap();
+        wal.bed.run(wal.data.sync_async()).unwrap();
+        assert_eq!((wal.written(), wal.dirty()), (vec![0, 1, 2, 3], 0));
+        wal.bed.assert_consistent();
+    }
+}
+
+#[test]
+fn wb40_a_step_over_many_pages_that_wait_for_their_log_is_bounded() {
+    const PAGES: u64 = 2048;
+    for mut wal in Wal::each(options(4096)).take(1) {
+        for first in (0..PAGES).step_by(32) {
+            wal.bed.run(wal.data.write_at_lsn_async(first * PAGE, &[1; 32 * 4096], Lsn(10))).unwrap();
+        }
+        let handle = wal.data.clone();
+        let mut sync = boxed(handle.sync_async());
+        assert!(wal.bed.poll_once(sync.as_mut()).is_pending());
+        let mut steps = 0;
+        while wal.gate.wanted_lsn().is_none() {
+            wal.bed.step();
+            steps += 1;
+        }
+        assert!(steps >= PAGES / 640, "{PAGES} pages in {steps} steps");
+        wal.gate.advance_durable_lsn(Lsn(10)).unwrap();
+        wal.bed.run(sync).unwrap();
+        assert_eq!(wal.dirty(), 0);
+    }
+    // The flusher comes to the end of them, too, without the clock.
+    for mut wal in Wal::each(options(4096)).take(1) {
+        for first in (0..PAGES).step_by(32) {
+            wal.bed.run(wal.data.write_at_lsn_async(first * PAGE, &[1; 32 * 4096], Lsn(10))).unwrap();
+        }
+        wal.write(PAGES, 0);
+        wal.data.request_writeback();
+        wal.bed.settle();
+        assert_eq!(wal.written(), [PAGES], "it lies behind them");
+        assert_eq!(wal.gate.wanted_lsn(), Some(Lsn(10)));
+    }
+}
+
+#[test]
+fn wb40_writers_that_wait_at_the_bound_of_a_gate_slow_nobody_else() {
+    let small =
+        EngineOptions { gated_percent: 10, dirty_background_percent: 20, dirty_percent: 40, ..options(256) };
+    for mut wal in Wal::each(small) {
+        let shards = wal.bed.engine().shards() as u64;
+        let error = (1..).find_map(|lsn| {
+            let at = (lsn % shards * 512 + lsn / shards) * PAGE;
+            wal.bed.run(wal.data.try_write_at_async(at, &[1; 4096])).err()
+        });
+        assert!(matches!(error, Some(Error::Throttled { .. })), "{error:?}");
+        // No number yet: behind the gate only from here on.
+        for page in 0..25 * shards {
+            let at = (page % shards * 512 + page / shards) * PAGE;
+            wal.bed.run(wal.data.write_at_lsn_async(at, &[1; 4096], Lsn(9))).unwrap_or(());
+        }
+        let handle = wal.data.clone();
+        let data = vec![2; 16 * 4096];
+        let mut waiting: Vec<BoxedResult<'_>> = (0..16 * shards)
+            .map(|i| (i % shards * 512 + 64 + i / shards * 16) * PAGE)
+            .map(|at| boxed(handle.write_at_lsn_async(at, &data, Lsn(20))))
+            .collect();
+        for write in &mut waiting {
+            assert!(wal.bed.poll_once(write.as_mut()).is_pending());
+        }
+        wal.bed.settle();
+        let reserved: u64 = wal.bed.dirty_memory().iter().map(|memory| memory.reserved_pages).sum();
+        assert_eq!(reserved, 0, "who waits for a log holds nothing");
+        let log = wal.log.clone();
+        let plain = wal.bed.run(log.try_write_at_async(0, &[3; 8 * 4096]));
+        assert!(plain.is_ok(), "{plain:?}");
+        // They go on as the gate does, all of them.
+        wal.gate.advance_durable_lsn(Lsn(20)).unwrap();
+        for write in waiting {
+            wal.bed.run(write).unwrap();
+        }
+        wal.bed.run(wal.data.sync_async()).unwrap();
+        wal.bed.run(wal.log.sync_async()).unwrap();
+        assert_eq!(wal.dirty(), 0);
+        wal.bed.assert_consistent();
+    }
+}
+
+#[test]
+fn wb40_an_owners_pass_that_waits_for_a_log_keeps_nobody_away_and_ends_by_deadline() {
+    let gate_wait = Duration::from_secs(30);
+    for mut wal in Wal::each(EngineOptions { gate_wait, ..options(64) }).take(1) {
+        wal.write(5, 30);
+        let mut pass = wal.bed.shard(0).begin_pass(&wal.data, WritebackControl::integrity()).unwrap();
+        for _ in 0..3 {
+            assert!(matches!(wal.bed.shard(0).resume(&mut pass).next(), PassStep::Wait { page: 5 }));
+            wal.bed.settle();
+        }
+        wal.bed.run(wal.data.write_at_async(9 * PAGE, b"no number")).unwrap();
+        wal.data.request_writeback();
+        wal.bed.settle();
+        assert_eq!(wal.written(), [9], "background passes have the mapping meanwhile");
+        wal.bed.advance(gate_wait + Duration::from_secs(1));
+        assert!(matches!(wal.bed.shard(0).resume(&mut pass).next(), PassStep::End));
+        assert!(matches!(pass.outcome(), Err(Error::Gated { waits_for: Lsn(30), .. })));
+        drop(pass);
+        assert_eq!((wal.dirty(), wal.bed.engine().stats().gate_timeouts), (1, 1));
+        wal.gate.advance_durable_lsn(Lsn(30)).unwrap();
+        wal.bed.run(wal.data.sync_async()).unwrap();
+        assert_eq!(wal.byte_on_device(5), 30);
+    }
+}
+
+#[test]
+fn wb40_a_log_that_is_durable_in_time_counts_though_the_shard_looks_late() {
+    for mut wal in Wal::each(EngineOptions { gate_wait: Duration::from_secs(2), ..options(64) }) {
+        wal.write(0, 10);
+        let handle = wal.data.clone();
+        let mut sync = boxed(handle.sync_async());
+        assert!(wal.bed.poll_once(sync.as_mut()).is_pending());
+        wal.bed.settle();
+        wal.gate.advance_durable_lsn(Lsn(10)).unwrap();
+        wal.bed.pass_time(Duration::from_secs(3));
+        wal.bed.run(sync).unwrap();
+        assert_eq!((wal.written(), wal.bed.engine().stats().gate_timeouts), (vec![0], 0));
+    }
+}
+
+#[test]
+fn wb40_a_poisoned_page_behind_a_gate_is_tried_again_when_its_log_is_durable_however_late() {
+    for mut wal in Wal::each(options(64)) {
+        wal.write(0, 10);
+        wal.gate.advance_durable_lsn(Lsn(10)).unwrap();
+        wal.bed.fail(NvmOpcode::WRITE, 0, 1, fatal());
+        wal.bed.run(wal.data.sync_async()).unwrap_err();
+        wal.write(0, 20);
+        wal.bed.clear_seen();
+        for _ in 0..60 {
+            wal.bed.advance(Duration::from_secs(1));
+        }
+        assert_eq!(wal.written(), []);
+        assert_eq!(wal.gate.wanted_lsn(), Some(Lsn(20)), "its owner is told");
+        wal.gate.advance_durable_lsn(Lsn(20)).unwrap();
+        for _ in 0..30 {
+            wal.bed.advance(Duration::from_secs(1));
+        }
+        assert_eq!((wal.byte_on_device(0), wal.dirty()), (20, 0), "without a sync");
+    }
+}
+
+#[test]
+fn wb40_who_lets_the_gate_go_finds_it_again_by_name_while_a_mapping_is_behind_it() {
+    for mut wal in Wal::each(EngineOptions { gate_wait: Duration::from_secs(2), ..options(64) }) {
+        wal.write(0, 10);
+        let handle = wal.data.clone();
+        let mut sync = boxed(handle.sync_async());
+        assert!(wal.bed.poll_once(sync.as_mut()).is_pending());
+        wal.bed.settle();
+        // The last handle goes while a sync waits: nobody can advance it now, and the sync ends by its deadline.
+        drop(std::mem::replace(&mut wal.gate, wal.bed.engine().gate("another")));
+        assert!(matches!(wal.bed.run(sync), Err(Error::Gated { waits_for: Lsn(10), .. })));
+        let gate = wal.bed.engine().gate("wal");
+        assert_eq!(gate.wanted_lsn(), Some(Lsn(10)), "it is the same");
+        gate.advance_durable_lsn(Lsn(10)).unwrap();
+        wal.bed.run(wal.data.sync_async()).unwrap();
+        assert_eq!(wal.byte_on_device(0), 10);
+        // And with its mappings closed it is forgotten.
+        drop(gate);
+        let (data, log) = (wal.data.clone(), wal.log.clone());
+        wal.bed.run(data.close_async()).unwrap();
+        wal.bed.run(log.close_async()).unwrap();
+    }
+}
+
+#[test]
+fn wb40_an_engine_that_is_closed_ends_the_waits_for_its_gates() {
+    // Polled by the test: the shards are dropped.
+    for mut wal in Wal::each(options(64)) {
+        wal.write(0, 10);
+        let handle = wal.data.clone();
+        let mut waits = [
+            boxed(handle.sync_async()),
+            boxed(handle.flush_until_async(Lsn(11))),
+            boxed(handle.discard_async(0..PAGE)),
+        ];
+        for wait in &mut waits {
+            assert!(wal.bed.poll_once(wait.as_mut()).is_pending());
+        }
+        wal.bed.settle();
+        wal.bed.drop_shards();
+        for wait in &mut waits {
+            assert!(matches!(wal.bed.poll_once(wait.as_mut()), Poll::Ready(Err(Error::Closed))));
+        }
+        // What is asked of it later is refused, and a gate's numbers are numbers still.
+        wal.gate.advance_durable_lsn(Lsn(10)).unwrap();
+        assert!(matches!(wal.bed.run(handle.sync_async()), Err(Error::Closed)));
+        drop(wal.bed.engine.take());
+        assert!(matches!(wal.gate.next_wanted(), Err(Error::Closed)));
+    }
+    // With threads of its own: it is dropped while a thread waits, long before the deadline.
+    let options = EngineOptions {
+        cache_bytes: 64 * 4096,
+        gate_wait: Duration::from_secs(3600),
+        hugepages: foliant::Hugepages::Never,
+        ..Default::default()
+    };
+    let engine = Engine::open("emu:ram?size=64MiB", &options).unwrap();
+    let gate = engine.gate("wal");
+    let data = engine.mapping(&data_options(&gate)).unwrap();
+    data.write_at_lsn(0, &[1; 100], Lsn(10)).unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| data.sync());
+        assert_eq!(gate.next_wanted().unwrap(), Lsn(10));
+        drop(engine);
+        assert!(matches!(waiting.join().unwrap(), Err(Error::Closed)));
+        assert!(matches!(data.flush_until(Lsn(11)), Err(Error::Closed)));
+    });
+}
+
+#[test]
+fn wb45_flush_until_beyond_the_newest_number_waits_for_the_pages_own_and_for_no_more() {
+    for mut wal in Wal::each(options(64)) {
+        wal.bed.run(wal.data.flush_until_async(Lsn(u64::MAX))).unwrap();
+        assert_eq!(wal.written(), [], "nothing is older than a number that nobody has given");
+        wal.write(0, 10);
+        wal.write(1, 20);
+        let handle = wal.data.clone();
+        let mut flush = boxed(handle.flush_until_async(Lsn(1_000_000)));
+        assert!(wal.bed.poll_once(flush.as_mut()).is_pending());
+        wal.bed.settle();
+        assert_eq!(wal.gate.wanted_lsn(), Some(Lsn(20)), "not a million");
+        wal.write(2, 30);
+        wal.gate.advance_durable_lsn(Lsn(20)).unwrap();
+        wal.bed.run(flush).unwrap();
+        assert_eq!((wal.written(), wal.dirty()), (vec![0, 1], 1));
     }
 }
 
@@ -915,6 +1176,8 @@ fn wb40_threads_that_commit_and_sync_go_on_while_one_listens_for_the_gate() {
     let log = engine.mapping(&log_options(&gate)).unwrap();
     let data = engine.mapping(&data_options(&gate)).unwrap();
     let next = AtomicU64::new(1);
+    // A number that the writer's change under way, and all its later ones, are at or above.
+    let under_way = [AtomicU64::new(1), AtomicU64::new(1)];
     std::thread::scope(|scope| {
         let listener = scope.spawn(|| {
             let mut times = 0;
@@ -930,11 +1193,12 @@ fn wb40_threads_that_commit_and_sync_go_on_while_one_listens_for_the_gate() {
         });
         let writers: Vec<_> = (0..2u64)
             .map(|writer| {
-                let (log, data, next) = (&log, &data, &next);
+                let (log, data, next, under_way) = (&log, &data, &next, &under_way[writer as usize]);
                 scope.spawn(move || {
                     for i in 0..2000u64 {
                         // Each writer has pages of its own, so that their numbers rise.
                         let page = i * 31 % (PAGES / 2) * 2 + writer;
+                        under_way.store(next.load(Ordering::SeqCst), Ordering::SeqCst);
                         let lsn = next.fetch_add(1, Ordering::SeqCst);
                         log.write_at(lsn * 8 % LOG_BYTES, &lsn.to_le_bytes()).unwrap();
                         data.write_at_lsn(page * PAGE, &lsn.to_le_bytes(), Lsn(lsn)).unwrap();
@@ -944,11 +1208,13 @@ fn wb40_threads_that_commit_and_sync_go_on_while_one_listens_for_the_gate() {
             .collect();
         let checkpointer = scope.spawn(|| {
             for _ in 0..20 {
-                if let Some(oldest) = data.oldest_dirty_lsn().unwrap() {
-                    data.flush_until(Lsn(oldest.0 + 100)).unwrap();
-                    let now = data.oldest_dirty_lsn().unwrap();
-                    assert!(now.is_none_or(|now| now > oldest), "{now:?} after {oldest}");
-                }
+                let until = under_way.iter().map(|number| Lsn(number.load(Ordering::SeqCst))).min().unwrap();
+                data.flush_until(until).unwrap();
+                let oldest = data.oldest_dirty_lsn().unwrap();
+                assert!(
+                    oldest.is_none_or(|oldest| oldest >= until),
+                    "{oldest:?} after a flush until {until}"
+                );
                 data.sync().unwrap();
             }
         });

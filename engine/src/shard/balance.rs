@@ -12,6 +12,7 @@
 //! was written nor a writer let on: as long as the device works, waiting is only slow.
 
 use super::Shard;
+use super::pages::Begun;
 use super::request::Pacing;
 use crate::cache::balance::Reservation;
 use crate::cache::tags::Tag;
@@ -136,10 +137,17 @@ impl Shard {
         let Some(ticket) = &mut self.tickets[slot.0 as usize] else { return };
         // A page that is dirty now may have been written by the time that it is granted, and become dirty again.
         let pages = if ticket.want.is_single() { u64::from(ticket.count) } else { pages };
-        ticket.reservation = Some(Reservation::new(&self.cache.shared, pages as u32));
         // It has waited for its turn; now it waits for its pages.
         ticket.since_ns = self.now_ns;
         self.throttle_progress_ns = self.now_ns;
+        if self.is_beyond_gate_bound(slot) {
+            if self.wait_at_gate_bound(slot) == Begun::Gated {
+                self.deferred.push_back(slot);
+            }
+            return;
+        }
+        let Some(ticket) = &mut self.tickets[slot.0 as usize] else { return };
+        ticket.reservation = Some(Reservation::new(&self.cache.shared, pages as u32));
         self.begin_pages(slot);
     }
 

@@ -118,7 +118,7 @@ impl Shard {
             self.flusher_passed(mapping, mapping.in_shard(self.cache.shard).index());
             self.end_flusher_pass(PassEnd::Complete);
         }
-        submitted > 0 || ended
+        submitted > 0 || ended || left_out.pages > 0
     }
 
     /// The flusher's pass over its mapping is over: the next one takes up where it stopped, or begins at 0 (WB-02).
@@ -186,10 +186,18 @@ impl Shard {
             let submitted = pass.commands - commands;
             bump(&self.link.counters.poison_retries, submitted);
             progressed |= submitted > 0;
+            let left_out = pass.lsns.take_left_out();
+            self.publish_left_out(&mapping, left_out);
             let retries = &mut self.open[at].poison;
+            if left_out.pages > 0 {
+                retries.leave_out();
+            }
             if !pass.has_ended() {
                 retries.pass = Some(pass);
-            } else if retries.is_exhausted() {
+                continue;
+            }
+            retries.round_ended(self.now_ns);
+            if retries.is_exhausted() {
                 let pages = self.cache.shared.marked[slot as usize].poisoned();
                 tracing::warn!(
                     mapping = slot,

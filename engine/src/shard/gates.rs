@@ -167,10 +167,24 @@ impl Shard {
         })
     }
 
+    /// As [`exceeds_gate_bound`](Self::exceeds_gate_bound), for the request in `slot`.
+    pub(super) fn is_beyond_gate_bound(&self, slot: SlotId) -> bool {
+        let Some(ticket) = &self.tickets[slot.0 as usize] else { return false };
+        self.mappings[ticket.mapping as usize]
+            .as_ref()
+            .is_some_and(|open| self.exceeds_gate_bound(open, ticket.first, ticket.count, ticket.want))
+    }
+
+    /// Whether a request that was put off waits for fewer pages to be dirty behind gates: only those have nothing reserved.
+    pub(super) fn awaits_gate_bound(&self, slot: SlotId) -> bool {
+        let awaits = |ticket: &Ticket| ticket.want.hold() == Hold::Exclusive && ticket.reservation.is_none();
+        self.tickets[slot.0 as usize].as_ref().is_some_and(awaits)
+    }
+
     /// Why dirty pages can't be written, if a gate is why.
     pub(super) fn gate_cause(&self, waited: Duration) -> Option<Error> {
-        let closed = self.gates.holds.iter().find(|hold| hold.gate.durable_lsn() < hold.lowest)?;
-        Some(closed.gate.error(closed.highest, waited))
+        let closed = self.gates.holds.iter().find(|hold| hold.gate.durable_lsn() < hold.lowest);
+        closed.map(|hold| hold.gate.error(hold.highest, waited))
     }
 
     /// A request for pages waits until fewer are dirty behind gates, if it may wait.
@@ -178,6 +192,10 @@ impl Shard {
         let waits = |ticket: &Ticket| ticket.pacing == Pacing::Wait;
         if self.tickets[slot.0 as usize].as_ref().is_none_or(waits) {
             self.gates.writers_wait = true;
+            // Who waits for a log has nothing reserved, or writers that don't would be slowed by it.
+            if let Some(ticket) = &mut self.tickets[slot.0 as usize] {
+                ticket.reservation = None;
+            }
             return Begun::Gated;
         }
         self.tickets[slot.0 as usize] = None;

@@ -164,6 +164,17 @@ impl Shard {
                 at += 1;
                 continue;
             }
+            if self.awaits_gate_bound(slot) {
+                if self.is_beyond_gate_bound(slot) {
+                    self.gates.writers_wait = true;
+                    at += 1;
+                } else {
+                    // It may dirty its pages now as far as its gate goes: is it let on as well?
+                    self.deferred.remove(at);
+                    self.balance_dirty_pages(slot);
+                }
+                continue;
+            }
             match self.try_begin_pages(slot) {
                 Begun::Yes => drop(self.deferred.remove(at)),
                 Begun::Discarding | Begun::Gated => at += 1,

@@ -58,7 +58,7 @@ enum PassOwner {
 /// A pass that is issuing, or waits for its turn.
 #[derive(Debug)]
 pub(super) struct ShardPass {
-    id: PassId,
+    pub id: PassId,
     mapping: u16,
     owner: PassOwner,
     pub state: PassState,
@@ -136,9 +136,7 @@ impl Shard {
                 merged += 1;
             }
             bump(&self.link.counters.syncs_merged, merged - 1);
-            let gate = self.mappings[number as usize].as_ref().and_then(|open| open.gates.gate.as_ref());
-            let pass = PassState::integrity(Reason::Sync, ranges).filtered(LsnFilter::through(gate, cap));
-            self.push_pass(number, PassOwner::Syncs, pass, None);
+            self.push_sync_pass(number, ranges, cap);
         }
     }
 
@@ -161,7 +159,9 @@ impl Shard {
         };
         let local = mapping.shape.striping.local_range(self.cache.shard, 0..mapping.shape.pages());
         let cap = self.cache.shared.lsns.highest(number);
-        let filter = LsnFilter::through(mapping.gates.gate.as_ref(), cap).before(lsn);
+        // What is dirtied from now on isn't older, whatever `lsn` is: this ends though others go on.
+        let before = lsn.min(Lsn(cap.0.saturating_add(1)));
+        let filter = LsnFilter::through(mapping.gates.gate.as_ref(), cap).before(before);
         let state = PassState::selecting(Reason::Sync, PassRanges::of(local), filter);
         self.push_pass(number, PassOwner::Request(slot), state, None);
     }
@@ -325,12 +325,13 @@ impl Shard {
         {
             bump(&self.link.counters.passes_taken, 1);
         }
-        if let Some(mapping) = self.mappings[pass.mapping as usize].clone() {
-            let left_out = pass.state.lsns.take_left_out();
-            self.publish_left_out(&mapping, left_out);
-        }
         match pass.state.mode {
-            SyncMode::None => self.answer(slot, result.map(Grants::of_pass)),
+            SyncMode::None => {
+                if let Some(mapping) = self.mappings[pass.mapping as usize].clone() {
+                    self.publish_left_out(&mapping, pass.state.lsns.take_left_out());
+                }
+                self.answer(slot, result.map(Grants::of_pass));
+            }
             SyncMode::All => {
                 let range = pass.state.ranges().span();
                 self.syncs.push(SyncJob::issued(slot, pass.mapping, range, result));
@@ -343,10 +344,48 @@ impl Shard {
         for job in &mut self.syncs {
             let Stage::Issuing(id) = job.stage else { continue };
             let pass = self.passes.iter().find(|pass| pass.id == id);
-            if pass.is_none_or(|pass| pass.state.has_passed(&job.range)) {
+            let shape = self.mappings[usize::from(job.mapping)].as_ref().map(|open| &open.shape);
+            let passed = |pass: &ShardPass, shape| pass.state.has_passed(&self.cache, shape, &job.range);
+            if pass.zip(shape).is_none_or(|(pass, shape)| passed(pass, shape)) {
                 job.stage = Stage::Issued;
             }
         }
+    }
+
+    /// Syncs that merged, and whose pass has come to pages that wait for their log, go on apart, one pass a range: nobody
+    /// waits for the log of pages that he hasn't asked for (WB-40).
+    pub(super) fn part_gated_syncs(&mut self) {
+        let mut at = 0;
+        while let Some(pass) = self.passes.get(at) {
+            let id = pass.id;
+            let mut ranges = self.syncs.iter().filter(|job| job.stage == Stage::Issuing(id));
+            let first = ranges.next().map(|job| &job.range);
+            if !pass.state.lsns.is_strict() || ranges.all(|job| Some(&job.range) == first) {
+                at += 1;
+                continue;
+            }
+            let pass = self.passes.swap_remove(at);
+            while let Some(job) = self.syncs.iter().find(|job| job.stage == Stage::Issuing(id)) {
+                let range = job.range.clone();
+                let (parted, mut cap) = (PassId(self.pass_count), Lsn::NONE);
+                let same = |job: &&mut SyncJob| job.stage == Stage::Issuing(id) && job.range == range;
+                for job in self.syncs.iter_mut().filter(same) {
+                    job.stage = Stage::Issuing(parted);
+                    cap = cap.max(job.cap);
+                }
+                self.push_sync_pass(pass.mapping, PassRanges::of(range), cap);
+            }
+            // Writers that the pass kept from a page may have it.
+            if let Some(frame) = pass.state.blocked {
+                self.serve(frame);
+            }
+        }
+    }
+
+    fn push_sync_pass(&mut self, mapping: u16, ranges: PassRanges, cap: Lsn) {
+        let gate = self.mappings[usize::from(mapping)].as_ref().and_then(|open| open.gates.gate.as_ref());
+        let pass = PassState::integrity(Reason::Sync, ranges).filtered(LsnFilter::through(gate, cap));
+        self.push_pass(mapping, PassOwner::Syncs, pass, None);
     }
 
     /// A write of a mapping failed for good: every pass whose ranges have the page knows it (WB-05).
@@ -425,30 +464,26 @@ impl Shard {
                     self.answer(job.slot, Err(error.clone()));
                     continue;
                 }
-                job.stage = if pass.state.has_passed(&job.range) { Stage::Issued } else { Stage::Waiting };
+                let open = self.mappings[usize::from(job.mapping)].as_ref();
+                let passed = |open: &std::sync::Arc<OpenMapping>| {
+                    pass.state.has_passed(&self.cache, &open.shape, &job.range)
+                };
+                job.stage = if open.is_none_or(passed) { Stage::Issued } else { Stage::Waiting };
             }
             at += 1;
         }
     }
 
-    /// A pass has waited for its gate for too long: who needs a page that it left out fails, the others go on.
+    /// A pass has waited for its gate for too long: its syncs, which are of one range, fail.
     fn fail_gated(&mut self, pass: &ShardPass, error: Error) {
         match pass.owner {
             PassOwner::Request(slot) => self.answer(slot, Err(error)),
             PassOwner::Syncs => {
-                let mut at = 0;
-                while let Some(job) = self.syncs.get_mut(at) {
-                    if job.stage != Stage::Issuing(pass.id) || pass.state.has_passed(&job.range) {
-                        at += 1;
-                    } else if pass.state.lsns.concerns(&job.range) {
-                        let job = self.syncs.swap_remove(at);
-                        let (shard, now_ns) = (self.link.shard, self.now_ns);
-                        events::sync_file_exit(shard, job.mapping, job.slot.0, Some(&error), now_ns);
-                        self.answer(job.slot, Err(error.clone()));
-                    } else {
-                        job.stage = Stage::Waiting;
-                        at += 1;
-                    }
+                while let Some(at) = self.syncs.iter().position(|job| job.stage == Stage::Issuing(pass.id)) {
+                    let job = self.syncs.swap_remove(at);
+                    let (shard, now_ns) = (self.link.shard, self.now_ns);
+                    events::sync_file_exit(shard, job.mapping, job.slot.0, Some(&error), now_ns);
+                    self.answer(job.slot, Err(error.clone()));
                 }
             }
         }
@@ -491,14 +526,15 @@ impl Shard {
         guard::check(control.context, open.shape.slot, &self.link.counters)?;
         let mut state = self.pass_state(open, &control, pages);
         if state.mode == SyncMode::All {
-            self.own(open);
+            self.own(open, &state);
         }
         self.keep_away(open, &mut state);
         Ok(Pass { open: open.clone(), shard: self.number(), state })
     }
 
     /// The next step of a pass that this shard [began](Self::begin_pass). What it takes is with the device after the next
-    /// [`poll`](Self::poll), which is also what a pass that pauses or waits needs.
+    /// [`poll`](Self::poll), which is also what a pass that pauses or waits needs. An integrity pass that has waited for a
+    /// [gate](crate::Gate) for `gate_wait` ends, with [`Error::Gated`] as its [outcome](Pass::outcome).
     pub fn resume<'a>(&'a mut self, pass: &'a mut Pass) -> WritebackPass<'a> {
         let is_known = pass.shard == self.number()
             && self.mappings[usize::from(pass.open.shape.slot)]
@@ -513,9 +549,12 @@ impl Shard {
             pass.state.end(PassEnd::Failed);
         } else if pass.state.mode == SyncMode::None && self.is_taken(&pass.open) {
             pass.state.end(PassEnd::Taken);
+        } else if let Some(error) = self.gate_deadline(&pass.state) {
+            pass.state.error.get_or_insert(error);
+            pass.state.end(PassEnd::Failed);
         }
         if pass.state.mode == SyncMode::All && !pass.state.has_ended() {
-            self.own(&pass.open);
+            self.own(&pass.open, &pass.state);
         }
         if let Some(frame) = pass.state.blocked {
             // It has waited once: from now on this page's next turn is the pass's.
@@ -528,8 +567,9 @@ impl Shard {
         WritebackPass::new(issuer!(self), &pass.open, &mut pass.state, STEP_PAGES)
     }
 
-    fn own(&self, open: &OpenMapping) {
+    /// An owner's integrity pass keeps background passes away, unless it waits for a log, which may take long.
+    fn own(&self, open: &OpenMapping, state: &PassState) {
         let until_ns = self.now_ns.saturating_add(self.limits.pin_wait_ns).max(1);
-        open.in_shard(self.cache.shard).own_until(until_ns);
+        open.in_shard(self.cache.shard).own_until(if state.lsns.is_waiting() { 0 } else { until_ns });
     }
 }

@@ -31,6 +31,7 @@ impl Shard {
             return progressed;
         }
         self.update_syncs();
+        self.part_gated_syncs();
         let mut jobs = std::mem::take(&mut self.syncs);
         jobs.retain_mut(|job| {
             let is_done = match self.mapping(job.mapping) {

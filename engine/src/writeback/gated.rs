@@ -10,11 +10,14 @@
 //!    stamped since: the round stops at it, as it does at a page that somebody holds, so that no further
 //!    writer gets it; its number is fixed by that, and waited for.
 //!
+//! Syncs that merged into one pass part at the end of its first round: those of which nothing was left out are done with
+//! issuing, and each other range goes on as a pass of its own, so that nobody waits for the log of a page that he hasn't
+//! asked for.
+//!
 //! So a sync waits for one number, and for one more a page that is stamped again and again; each wait has the
 //! deadline `gate_wait`. Holding all its pages back from the start would make it one number always, but would
 //! stop the very writers whose commits advance the log.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use super::issue::Issuer;
@@ -64,14 +67,12 @@ pub(crate) struct LeftOut {
     pub highest: Lsn,
     /// The first of them, shard-local.
     first: u64,
-    /// The page after the last of them.
-    end: u64,
 }
 
 impl LeftOut {
     fn add(&mut self, local: u64, last: Lsn, cap: Lsn) {
         let highest = if last <= cap { last } else { Lsn::NONE };
-        self.merge(Self { pages: 1, lowest: last, highest, first: local, end: local + 1 });
+        self.merge(Self { pages: 1, lowest: last, highest, first: local });
     }
 
     /// Adds what was left out later.
@@ -83,7 +84,7 @@ impl LeftOut {
         self.pages += later.pages;
         self.lowest = self.lowest.min(later.lowest);
         self.highest = self.highest.max(later.highest);
-        (self.first, self.end) = (self.first.min(later.first), self.end.max(later.end));
+        self.first = self.first.min(later.first);
     }
 }
 
@@ -152,19 +153,9 @@ impl LsnFilter {
         self.gated.as_mut().map_or(LeftOut::default(), |gated| std::mem::take(&mut gated.left_out))
     }
 
-    /// Whether a pass has left something out of `range`.
-    pub(crate) fn concerns(&self, range: &Range<u64>) -> bool {
-        let left_out = |gated: &Gated| gated.left_out.first < range.end && range.start < gated.left_out.end;
-        self.gated.as_ref().is_some_and(left_out)
-    }
-
-    /// Whether an integrity pass has nothing left to write in `range`; `is_behind` tells whether it has come to its end in
-    /// this round.
-    pub(crate) fn has_passed(&self, range: &Range<u64>, is_behind: bool) -> bool {
-        match self.is_strict() {
-            false => is_behind && !self.concerns(range),
-            true => is_behind || !self.concerns(range),
-        }
+    /// Whether a pass has left pages out so far.
+    pub(crate) fn has_left_out(&self) -> bool {
+        self.gated.as_ref().is_some_and(|gated| gated.left_out.pages > 0)
     }
 
     /// An integrity pass has come to its end. If it has left pages out, its second round begins at the first of them: that
@@ -207,11 +198,12 @@ impl LsnFilter {
         self.gated.as_ref().is_some_and(|gated| gated.waiting.is_some())
     }
 
-    /// That it waits for its log since before `limit_ns` ago.
+    /// That it waits for its log since before `limit_ns` ago. One whose log has become durable since it was last looked at
+    /// doesn't wait any more.
     pub(crate) fn expired(&self, now_ns: u64, limit_ns: u64) -> Option<(&Gate, Lsn)> {
         let gated = self.gated.as_ref()?;
         let waiting = gated.waiting.filter(|waiting| now_ns.saturating_sub(waiting.since_ns) > limit_ns)?;
-        Some((&gated.gate, waiting.lsn))
+        (gated.gate.durable_lsn() < waiting.lsn).then_some((&gated.gate, waiting.lsn))
     }
 
     /// The error of who has waited for it for `waited`.

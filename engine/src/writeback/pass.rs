@@ -27,6 +27,9 @@ use crate::shard::payload::{FolioRun, RunGroup};
 /// Rounds that an integrity pass makes over folios that were put off, before it ends with try-again.
 pub(crate) const TRIES_MAX: u8 = 4;
 
+/// Pages that a step passes over at most, beside those of its last leaf.
+const LOOK_PAGES: u64 = 512;
+
 /// Where a pass stands.
 #[derive(Debug)]
 pub(crate) struct PassState {
@@ -142,8 +145,20 @@ impl PassState {
 
     /// Whether everything of this range of shard-local pages has been looked at, nothing of it waits for its log, and what
     /// was taken is in the queue (WB-16): true between steps only.
-    pub(crate) fn has_passed(&self, range: &std::ops::Range<u64>) -> bool {
-        self.ended.is_some() || self.lsns.has_passed(range, self.cursor >= range.end)
+    pub(crate) fn has_passed(
+        &self,
+        cache: &ShardCache,
+        shape: &MappingShape,
+        range: &std::ops::Range<u64>,
+    ) -> bool {
+        let is_behind = self.cursor >= range.end;
+        // What was left out keeps its mark.
+        let is_left = || cache.tree.next(shape.tree, Find::Tagged(self.tag), range.clone()).is_some();
+        self.ended.is_some()
+            || match self.lsns.is_strict() {
+                false => is_behind && !(self.lsns.has_left_out() && is_left()),
+                true => is_behind || !is_left(),
+            }
     }
 
     pub(crate) fn cursor(&self) -> u64 {
@@ -265,6 +280,8 @@ pub struct WritebackPass<'a> {
     state: &'a mut PassState,
     /// Pages that this step may still take before the core is given back.
     step_pages: u64,
+    /// Pages that it may still pass over, where many wait for their log: looking is work, too (WB-07).
+    look_pages: u64,
     /// The leaf that was looked up last. Its pages are what this pass has locked and not handed out yet: folios are
     /// found by tag and locked up to 64 at a time (WB-07).
     locked: LeafPages,
@@ -320,6 +337,7 @@ impl<'a> WritebackPass<'a> {
             durability: &open.durability,
             state,
             step_pages,
+            look_pages: LOOK_PAGES,
             locked: LeafPages { leaf: 0, base: 0, pages: 0 },
             joined: 0,
             by_folio: true,
@@ -384,6 +402,11 @@ impl<'a> WritebackPass<'a> {
                     return Advance::Wait { page: self.shape.striping.page(self.issuer.cache.shard, local) };
                 }
                 if self.run.is_none() && !self.may_go_on() {
+                    return Advance::Pause;
+                }
+                if self.look_pages == 0 {
+                    self.submit_run();
+                    self.issued = Issued::Pause;
                     return Advance::Pause;
                 }
                 match self.next_batch() {
@@ -546,6 +569,8 @@ impl<'a> WritebackPass<'a> {
         let refused = lock.held | lock.in_flight | stops;
         self.locked = LeafPages { pages: lock.locked & !too_new, ..batch };
         self.unlock(too_new);
+        let passed_over = batch.pages & !wanted | too_new;
+        self.look_pages = self.look_pages.saturating_sub(u64::from(passed_over.count_ones()));
         self.state.cursor = end;
         if self.state.mode == SyncMode::All && refused != 0 {
             let slot = refused.trailing_zeros();

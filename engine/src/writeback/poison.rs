@@ -8,7 +8,7 @@
 //! ```
 //!
 //! Each page goes out as a command of its own, so that one bad block doesn't keep its neighbours dirty. A page that
-//! succeeds is clean like any other. After the last round only syncs try what is left, each of them; a page that is
+//! succeeds is clean like any other. A round that had to leave pages out behind their gate isn't the last. After the last round only syncs try what is left, each of them; a page that is
 //! poisoned anew begins the rounds anew.
 
 use super::pass::PassState;
@@ -28,6 +28,8 @@ pub(crate) struct PoisonRetries {
     due_ns: Option<u64>,
     /// The round that is under way.
     pub pass: Option<PassState>,
+    /// That round has left pages out whose log isn't durable.
+    left_out: bool,
 }
 
 impl PoisonRetries {
@@ -49,6 +51,19 @@ impl PoisonRetries {
             self.pass = Some(PassState::of_poisoned(PassRanges::of(0..pages)));
         }
         self.pass.is_some()
+    }
+
+    /// The round that is under way leaves pages out whose log isn't durable (WB-40).
+    pub(crate) fn leave_out(&mut self) {
+        self.left_out = true;
+    }
+
+    /// The round that was under way has ended. One that left pages out hasn't tried them, so it isn't the last.
+    pub(crate) fn round_ended(&mut self, now_ns: u64) {
+        if std::mem::take(&mut self.left_out) && self.due_ns.is_none() {
+            self.rounds = ROUNDS_MAX - 1;
+            self.due_ns = Some(now_ns.saturating_add(FIRST_NS << self.rounds));
+        }
     }
 
     /// No page is poisoned any more.
