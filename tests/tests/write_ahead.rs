@@ -520,6 +520,60 @@ fn wb40_a_log_has_frames_when_nobody_else_has() {
     }
 }
 
+#[test]
+fn wb40_the_reserve_of_a_log_with_large_pages_is_not_broken_up() {
+    for shards in [1, 3] {
+        let mut bed =
+            Bed::new(EmulatedConfig::ram(SIZE, 512), EngineOptions { shards, ..options(64 * shards as u64) });
+        let gate = bed.engine().gate("wal");
+        let log = bed.open(&MappingOptions { page_bytes: 16_384, ..log_options(&gate) });
+        let small = bed.open(&MappingOptions { len_bytes: Some(16 * MIB), ..data_options(&gate) });
+        let large = bed.open(&MappingOptions {
+            start_bytes: 32 * MIB,
+            page_bytes: 8192,
+            gate: Some(gate.clone()),
+            ..Default::default()
+        });
+        // Every other page of the first is pinned, so that what is free of the rest are single frames.
+        let shards = shards as u64;
+        let mut pins = Vec::new();
+        for page in (0..shards).flat_map(|stripe| stripe * 512..stripe * 512 + 56) {
+            let pin = bed.run(small.pin_async(page)).unwrap();
+            if page % 2 == 0 {
+                pins.push(pin);
+            }
+        }
+        // Then pages of two frames, as many as can be had.
+        let mut held = Vec::new();
+        for page in (0..shards).flat_map(|stripe| stripe * 256..stripe * 256 + 16) {
+            let mut request = Box::pin(large.pin_async(page));
+            let mut polled = bed.poll_once(request.as_mut());
+            for _ in 0..3 {
+                if polled.is_pending() {
+                    bed.settle();
+                    polled = bed.poll_once(request.as_mut());
+                }
+            }
+            if let Poll::Ready(pin) = polled {
+                held.push(pin.unwrap());
+            }
+        }
+        for round in 0..10 {
+            for stripe in 0..shards {
+                let at = stripe * 2 * MIB + round * 16_384;
+                let record = [round as u8; 16_384];
+                let mut write = boxed(log.write_at_async(at, &record));
+                if bed.poll_once(write.as_mut()).is_pending() {
+                    bed.settle();
+                    assert!(bed.poll_once(write.as_mut()).is_ready(), "no frames side by side for the log");
+                }
+                drop(write);
+                bed.run(log.sync_async()).unwrap();
+            }
+        }
+    }
+}
+
 fn boxed<'a, T>(future: impl Future<Output = foliant::Result<T>> + 'a) -> BoxedResult<'a, T> {
     Box::pin(future)
 }

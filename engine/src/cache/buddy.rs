@@ -44,11 +44,33 @@ impl FreeFrames {
         self.free as usize
     }
 
+    /// Blocks of `order` that could be given out now.
+    pub(crate) fn blocks(&self, order: FolioOrder) -> usize {
+        let above = order.0 as usize..FolioOrder::COUNT;
+        above.map(|at| (self.blocks[at] as usize) << (at - order.0 as usize)).sum()
+    }
+
     /// Whether `blocks` blocks of `order` could be given out now.
     pub(crate) fn has(&self, order: FolioOrder, blocks: usize) -> bool {
-        let above = order.0 as usize..FolioOrder::COUNT;
-        let available: usize = above.map(|at| (self.blocks[at] as usize) << (at - order.0 as usize)).sum();
-        available >= blocks
+        self.blocks(order) >= blocks
+    }
+
+    /// Whether `blocks` blocks of `order` could be given out so that `kept` of `large` are left. The smallest blocks go first,
+    /// so fragments are free to take though fewer than `kept` are left.
+    pub(crate) fn spares(
+        &self,
+        (order, blocks): (FolioOrder, usize),
+        (large, kept): (FolioOrder, usize),
+    ) -> bool {
+        let whole = self.blocks(large);
+        let broken = if order >= large {
+            blocks << (order.0 - large.0)
+        } else {
+            let each = 1 << (large.0 - order.0);
+            let fragments = self.blocks(order) - whole * each;
+            blocks.saturating_sub(fragments).div_ceil(each)
+        };
+        broken == 0 || whole >= kept + broken
     }
 
     /// Takes a block of `order`, from the smallest free block that holds one.
@@ -167,6 +189,22 @@ mod tests {
             assert_eq!(free.take(&headers, FolioOrder(0)), Some(FrameId(wanted)));
         }
         assert_eq!(free.take(&headers, FolioOrder(0)), None);
+    }
+
+    #[test]
+    fn fragments_can_be_had_while_the_last_large_blocks_are_kept() {
+        let headers = headers(16);
+        let mut free = FreeFrames::new(&headers);
+        let (small, middle, large) = (FolioOrder(0), FolioOrder(1), FolioOrder(2));
+        assert!(free.spares((small, 8), (large, 2)) && !free.spares((small, 9), (large, 2)));
+        assert!(free.spares((middle, 4), (large, 2)) && !free.spares((middle, 5), (large, 2)));
+        assert!(free.spares((FolioOrder(3), 1), (large, 2)) && !free.spares((FolioOrder(3), 2), (large, 2)));
+        // Of two blocks every other frame.
+        (0..8).for_each(|_| drop(free.take(&headers, small)));
+        (0..4).for_each(|at| free.give(&headers, FrameId(2 * at), small));
+        assert!(free.spares((small, 4), (large, 2)) && !free.spares((small, 5), (large, 2)));
+        assert!(!free.spares((middle, 1), (large, 2)) && free.spares((middle, 1), (large, 1)));
+        assert!(free.spares((small, 4), (large, 3)), "fewer are left than that already");
     }
 
     proptest! {

@@ -87,6 +87,11 @@ impl ShardCache {
         self.free.has(order, folios)
     }
 
+    /// Whether these folios can be installed so that so many blocks of another order are left.
+    pub(crate) fn spares(&self, folios: (FolioOrder, usize), kept: (FolioOrder, usize)) -> bool {
+        self.free.spares(folios, kept)
+    }
+
     /// The frame that holds `page`, exactly: filled or not.
     pub(crate) fn find(&self, shape: &MappingShape, page: u64) -> Option<FrameId> {
         self.shared.index.find_exact(&self.shared.headers, shape.key(page))

@@ -11,7 +11,7 @@ use super::pages::{Begun, Ticket};
 use super::request::{Pacing, Want};
 use super::{Shard, ShardLimits};
 use crate::cache::exclusion::LEAF_PAGES;
-use crate::cache::folio::FrameId;
+use crate::cache::folio::{FolioOrder, FrameId};
 use crate::cache::lsn::Lsn;
 use crate::cache::owned::ShardCache;
 use crate::cache::shape::MappingShape;
@@ -37,6 +37,8 @@ pub(super) struct ShardGates {
     logs: u32,
     /// Frames that are theirs alone when frames run out.
     reserve_frames: usize,
+    /// The largest block of those mappings: the reserve is kept in pieces of that size.
+    log_order: FolioOrder,
     /// A writer waits until fewer pages are dirty behind gates.
     pub writers_wait: bool,
     /// Mappings in which the flusher has found gated pages only.
@@ -84,6 +86,7 @@ impl ShardGates {
             wait_ns: limits.gate_wait_ns,
             logs: 0,
             reserve_frames: limits.log_reserve_frames,
+            log_order: FolioOrder(0),
             writers_wait: false,
             holds: Vec::new(),
             oldest: Vec::new(),
@@ -108,7 +111,10 @@ impl Shard {
     // ---- mappings come and go ---------------------------------------------------------------------------
 
     pub(super) fn gates_opened(&mut self, mapping: &OpenMapping) {
-        self.gates.logs += u32::from(mapping.gates.log_of.is_some());
+        if mapping.gates.log_of.is_some() {
+            self.gates.logs += 1;
+            self.gates.log_order = self.gates.log_order.max(mapping.shape.order);
+        }
         if mapping.gates.gate.is_some() {
             self.cache.shared.gated.insert(mapping.shape.slot);
         }
@@ -117,6 +123,9 @@ impl Shard {
     pub(super) fn gates_closed(&mut self, mapping: &OpenMapping) {
         let slot = mapping.shape.slot;
         self.gates.logs -= u32::from(mapping.gates.log_of.is_some());
+        if self.gates.logs == 0 {
+            self.gates.log_order = FolioOrder(0);
+        }
         self.gates.holds.retain(|hold| hold.mapping != slot);
         self.cache.shared.gated.remove(slot);
         self.cache.shared.lsns.mapping_closed(slot);
@@ -135,7 +144,16 @@ impl Shard {
 
     /// Frames in reserve for logs.
     pub(super) fn frames_reserved(&self) -> usize {
-        if self.gates.has_logs() { self.gates.reserve_frames } else { 0 }
+        let whole = || self.gates.reserve_frames.next_multiple_of(self.gates.log_order.pages() as usize);
+        if self.gates.has_logs() { whole() } else { 0 }
+    }
+
+    /// Whether somebody else than a log can have these folios without breaking up a block of the reserve: where a log's page
+    /// takes several frames, frames here and there are no help to it.
+    pub(super) fn spares_reserve(&self, order: FolioOrder, folios: usize) -> bool {
+        let log = self.gates.log_order;
+        log == FolioOrder(0)
+            || self.cache.spares((order, folios), (log, self.frames_reserved() / log.pages() as usize))
     }
 
     /// Whether a request for pages is a log's, which doesn't queue behind others for frames.

@@ -270,7 +270,10 @@ impl Shard {
     /// Whether `blocks` blocks can be installed so that `kept` frames stay free.
     fn has_room(&self, shape: &MappingShape, blocks: usize, kept: usize) -> bool {
         let frames = blocks * shape.order.pages() as usize + kept;
-        blocks == 0 || self.cache.has_room(shape.order, blocks) && self.cache.free_frames() >= frames
+        blocks == 0
+            || self.cache.has_room(shape.order, blocks)
+                && self.cache.free_frames() >= frames
+                && (kept == 0 || self.spares_reserve(shape.order, blocks))
     }
 
     pub(super) fn evict(&mut self, wanted: (FolioOrder, usize), steps_max: u32) {
@@ -381,6 +384,7 @@ impl Shard {
         let plenty = 4 * order.pages() as usize + GRANTS_MAX + self.frames_reserved();
         self.cache.is_vacant(shape, page, order.pages())
             && self.cache.has_room(order, 1)
+            && self.spares_reserve(order, 1)
             && self.cache.has_room(shape.order, plenty / shape.order.pages() as usize)
     }
 
