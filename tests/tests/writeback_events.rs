@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use foliant::{EngineOptions, WRITEBACK_TARGET};
+use foliant::{EngineOptions, Lsn, MappingOptions, WRITEBACK_TARGET};
 use foliant_nvme_emulated::{Action, EmulatedConfig};
 use foliant_nvme_spec::{NvmOpcode, Status, StatusCode};
 use foliant_tests::{Bed, options};
@@ -92,6 +92,38 @@ fn beds(frames: u64) -> [Bed; 2] {
         let options = EngineOptions { shards, ..options(frames * shards as u64) };
         Bed::new(EmulatedConfig { volatile_write_cache: true, ..EmulatedConfig::ram(64 * MIB, 512) }, options)
     })
+}
+
+#[test]
+fn wb01_wb40_each_round_of_a_sync_that_waits_for_a_log_is_a_pass_that_ascends() {
+    for mut bed in beds(4096) {
+        let gate = bed.engine().gate("wal");
+        let mapping = bed.open(&MappingOptions { gate: Some(gate.clone()), ..Default::default() });
+        for page in (0..900u64).map(|number| number * 5) {
+            // Every third waits for the log.
+            let lsn = Lsn(if page % 3 == 0 { 10 } else { 1 });
+            bed.run(mapping.write_at_lsn_async(page * 4096, &[1; 4096], lsn)).unwrap();
+        }
+        gate.advance_durable_lsn(Lsn(1)).unwrap();
+        bed.settle();
+        let told = told(|| {
+            let mut sync = Box::pin(mapping.sync_async());
+            assert!(bed.poll_once(sync.as_mut()).is_pending());
+            bed.settle();
+            gate.advance_durable_lsn(Lsn(10)).unwrap();
+            bed.run(sync).unwrap();
+        });
+        let mut passes: BTreeMap<u64, u64> = BTreeMap::new();
+        for issued in of(&told, "block_rq_issue").filter(|issued| issued.is("op", "write")) {
+            let (pass, first) = (issued.number("pass"), issued.number("first_page"));
+            assert_ne!(pass, 0, "{issued:?} is of a pass that nobody has heard of");
+            let before = passes.insert(pass, first);
+            assert!(before.is_none_or(|before| before < first), "{issued:?} comes after page {before:?}");
+        }
+        assert_eq!(passes.len(), 2 * bed.engine().shards());
+        let ended = of(&told, "writeback_single_inode").filter(|ended| ended.is("ended", "end"));
+        assert_eq!(ended.count(), passes.len());
+    }
 }
 
 #[test]

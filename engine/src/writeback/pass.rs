@@ -411,7 +411,11 @@ impl<'a> WritebackPass<'a> {
                 }
                 match self.next_batch() {
                     Some((batch, end)) => self.lock(batch, end),
-                    None if self.begins_second_round() => {}
+                    None if self.begins_second_round() => {
+                        if !self.state.lsns.is_waiting() {
+                            return Advance::Pause;
+                        }
+                    }
                     None if self.begins_anew() => {
                         self.submit_run();
                         return Advance::Pause;
@@ -523,7 +527,14 @@ impl<'a> WritebackPass<'a> {
             SyncMode::All => self.state.lsns.second_round(&self.issuer),
             SyncMode::None => None,
         };
-        self.state.cursor = first.unwrap_or(self.state.cursor);
+        if let Some(first) = first {
+            self.submit_run();
+            // Each round ascends: to who looks at it, the second one is another pass (WB-01).
+            self.span_ends_step(Issued::End);
+            self.state.span = PassSpan::new(self.state.reason);
+            self.state.cursor = first;
+            self.issued = Issued::Pause;
+        }
         first.is_some()
     }
 
@@ -715,6 +726,12 @@ impl<'a> WritebackPass<'a> {
         }
     }
 
+    /// Tells how the step has ended.
+    fn span_ends_step(&mut self, issued: Issued) {
+        let marked = &self.issuer.cache.shared.marked[self.shape.slot as usize];
+        self.state.span.step_ended(issued, marked);
+    }
+
     /// Ends the pass with an error of its own.
     pub(crate) fn fail(&mut self, error: Error) {
         self.state.error.get_or_insert(error);
@@ -727,9 +744,8 @@ impl Drop for WritebackPass<'_> {
         self.release_locked();
         self.submit_run();
         self.clean_started();
-        let marked = &self.issuer.cache.shared.marked[self.shape.slot as usize];
         let issued = if self.state.has_ended() { Issued::End } else { self.issued };
-        self.state.span.step_ended(issued, marked);
+        self.span_ends_step(issued);
     }
 }
 
