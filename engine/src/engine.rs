@@ -149,7 +149,8 @@ impl Engine {
         self.inner.arena
     }
 
-    /// The write-ahead gate of that name, a new one if nobody has one. Its durable number begins at none.
+    /// The write-ahead gate of that name; a new one, whose durable number begins at none, if nobody has a handle of
+    /// it and no mapping is open with it.
     #[must_use]
     pub fn gate(&self, name: &str) -> Gate {
         self.inner.gates.open(name, &self.inner.links)

@@ -50,6 +50,13 @@ const WAKERS_MAX: usize = 64;
 ///   full of gated pages can't keep the log from being written. Gates whose logs wait for each other are
 ///   refused.
 ///
+/// A gate lives as long as somebody has a handle of it or a mapping is open with it; until then
+/// [`Engine::gate`](crate::Engine::gate) finds it by its name. So a gate whose handles are all dropped while somebody
+/// waits can be had again; if nobody does, the wait ends by its deadline. When the engine is dropped, or its shards are,
+/// everything that waits ends with [`Error::Closed`].
+///
+/// `docs/write-ahead.md` tells how a database uses all this.
+///
 /// A [discard](crate::Mapping::discard) has no number of its own: its owner asks for it when the record that
 /// frees the range is durable. It waits, like a sync, for pages of the range that are dirty and gated.
 ///
@@ -136,7 +143,8 @@ impl Gate {
 
     /// Declares the log durable up to `lsn`, included: pages whose last number is at or below it may be
     /// written from now on. What waits for it goes on at once. After a recovery the owner declares what it
-    /// has found in the log.
+    /// has found in the log. A number beyond all that pages have is fine; with `Lsn(u64::MAX)` the gate is open
+    /// for good.
     ///
     /// Never blocks. The number holds for pages: that the log is durable is the caller's promise.
     ///

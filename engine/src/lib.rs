@@ -73,3 +73,8 @@ pub use writeback::pass::{DirtyFolio, LockedFolio, Pass, PassStep, WritebackPass
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 struct Readme;
+
+/// So does the one of the write-ahead gate.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/write-ahead.md")]
+struct WriteAhead;

@@ -81,6 +81,9 @@ impl Mapping {
     ///
     /// Behind a gate it waits, like a sync, until the log is durable up to the pages' last numbers.
     ///
+    /// What is stamped after the call began is not older, whatever `lsn` is: with a number beyond all that were
+    /// given, the call makes durable what has one by now, and ends. Before the first number it writes nothing.
+    ///
     /// # Errors
     /// As [`sync`](Self::sync), but that errors of earlier writebacks are left to the next sync: what they
     /// left dirty is written now.
