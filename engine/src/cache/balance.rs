@@ -16,7 +16,7 @@
 //! nobody below the middle.
 //!
 //! A writer that has passed the open gate and holds one clean page isn't counted: that comes on top when it is released. The ceiling up to which the shard lets writers on lies below the limit for them
-//! ([`DirtyLimits`](crate::writeback::throttle::DirtyLimits)).
+//! ([`DirtyLimits`]).
 
 use std::sync::Arc;
 

@@ -200,7 +200,9 @@ mod tests {
         assert!(free.spares((middle, 4), (large, 2)) && !free.spares((middle, 5), (large, 2)));
         assert!(free.spares((FolioOrder(3), 1), (large, 2)) && !free.spares((FolioOrder(3), 2), (large, 2)));
         // Of two blocks every other frame.
-        (0..8).for_each(|_| drop(free.take(&headers, small)));
+        for _ in 0..8 {
+            let _ = free.take(&headers, small);
+        }
         (0..4).for_each(|at| free.give(&headers, FrameId(2 * at), small));
         assert!(free.spares((small, 4), (large, 2)) && !free.spares((small, 5), (large, 2)));
         assert!(!free.spares((middle, 1), (large, 2)) && free.spares((middle, 1), (large, 1)));
