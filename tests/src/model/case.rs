@@ -29,6 +29,9 @@ pub const PIN_WAIT: Duration = Duration::from_secs(10);
 /// The longest time that a command may stay with the device.
 pub const COMMAND_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// The longest time that a page is dirty before the flusher writes it.
+pub const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+
 /// A run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {
@@ -110,6 +113,7 @@ impl Setup {
             queue_entries: self.queue_entries,
             dirty_background_percent: self.background_percent,
             pin_wait: PIN_WAIT,
+            flush_interval: FLUSH_INTERVAL,
             command_timeout: COMMAND_TIMEOUT,
             requests_max: 64,
             ..options(self.frames * self.shards as u64)

@@ -8,6 +8,7 @@
 //!   promised. A power cut picks one, for each atomic unit by itself.
 //! - **in flight**: changes that have begun and not ended may be made at any moment in between, each page at once.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 /// Names an operation.
@@ -40,6 +41,17 @@ struct Candidate {
     made: Vec<OpId>,
 }
 
+/// Whether a page is poisoned: that it fails again is no event of its own then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Poisoned {
+    /// It isn't.
+    No,
+    /// It was, and a discard may have ended that.
+    Perhaps,
+    /// It is.
+    Yes,
+}
+
 /// A change in flight.
 #[derive(Clone, Debug)]
 struct Change {
@@ -68,6 +80,8 @@ pub struct Page {
     pub cached: [Moment; 8],
     /// When a write of it last failed.
     pub write_failed: Moment,
+    /// Whether a write of it failed for good, and none has succeeded since.
+    pub poisoned: Poisoned,
     /// Discards of it in flight.
     discards: Vec<OpId>,
     /// When the last one ended.
@@ -91,6 +105,7 @@ impl Page {
             written: [0; 8],
             cached: [0; 8],
             write_failed: 0,
+            poisoned: Poisoned::No,
             discards: Vec::new(),
             discard_ended: 0,
             discarded: false,
@@ -105,6 +120,7 @@ impl Page {
         self.visible = vec![Candidate { version, made: Vec::new() }];
         self.held = None;
         (self.touched, self.changed, self.written, self.write_failed) = (0, 0, [0; 8], 0);
+        self.poisoned = Poisoned::No;
         self.discarded = false;
     }
 
@@ -146,6 +162,8 @@ impl Page {
     /// The change that has just begun is a discard.
     pub fn begin_discard(&mut self, op: OpId) {
         self.discards.push(op);
+        // Where its folio goes, so does that mark.
+        self.poisoned = self.poisoned.min(Poisoned::Perhaps);
     }
 
     /// Whether a discard of it has been in flight since then. Its folio may have gone, and with it what was changed,
@@ -238,6 +256,16 @@ impl Page {
     #[must_use]
     pub fn medium_versions(&self) -> usize {
         self.medium.len()
+    }
+
+    /// A write of these eighths has succeeded that began at `started`; at `cached` it came to the device's write cache.
+    pub fn wrote(&mut self, eighths: Range<usize>, started: Moment, cached: Moment) {
+        self.written[eighths.clone()].fill(started);
+        self.cached[eighths].fill(cached);
+        // All of it, if it takes several commands.
+        if self.oldest_write(self.versions[0].len() as u64) > self.write_failed {
+            self.poisoned = Poisoned::No;
+        }
     }
 
     /// Whether a write that covers all that was changed has surely completed.

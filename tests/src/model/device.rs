@@ -6,9 +6,10 @@ use foliant_nvme_emulated::{Action, Fault as DeviceFault, Match};
 use foliant_nvme_spec::{NvmOpcode, Status, StatusCode};
 
 use super::case::{self, Command, MAPPING_SPACE, PAGE, PAGES, Trouble, WriteCache, file_page};
-use super::content::{Moment, Page};
+use super::content::{Moment, Page, Poisoned};
 use super::device_log::{Entry, Extent, Flight, What};
 use super::operations::{Kind, pages_of};
+use super::retries::Attempt;
 use super::rules::{Fault, Rule};
 use super::telling::{self, Owed};
 use super::violated;
@@ -74,9 +75,8 @@ impl World {
         }
         let log = &self.log;
         let settled: Vec<_> = self.life.unsettled.extract_if(.., |(qid, ..)| log.is_idle(*qid)).collect();
-        for (_, mapping, status, failed) in settled {
+        for (_, mapping, owed, failed) in settled {
             // Who has been told of something meanwhile may have been told of this one.
-            let owed = telling::owed_after_failed_write(status);
             let owed_since = |told: Moment| if told > failed { owed.min(Owed::Perhaps) } else { owed };
             let modelled = &mut self.mappings[mapping];
             modelled.unseen = modelled.unseen.max(owed_since(modelled.told));
@@ -100,7 +100,10 @@ impl World {
                 _ => Fault::WriteFatal,
             },
         };
-        self.life.struck.add(fault);
+        // A flush fails when it ends; a sync that needs none may succeed until then.
+        if fault != Fault::Flush {
+            self.life.struck.add(fault);
+        }
         self.ops.iter_mut().for_each(|op| op.lived.struck = true);
         self.life.doomed |= action == Action::Drop;
         if entry.opcode == NvmOpcode::FLUSH {
@@ -173,6 +176,11 @@ impl World {
     }
 
     pub(super) fn note_write(&mut self, entry: &Entry) {
+        match self.life.retries.attempted(entry.key.0, entry.extent, self.bed.now_ns()) {
+            Attempt::First => {}
+            Attempt::Again => return,
+            Attempt::Wrong(text) => violated(Rule::Wb22, text),
+        }
         if let Some(quiet) = &mut self.quiet
             && entry.extent.start / MAPPING_SPACE == quiet.mapping as u64
         {
@@ -187,7 +195,10 @@ impl World {
             NvmOpcode::FLUSH if status.is_success() => {
                 self.life.flushed = self.life.flushed.max(flight.map_or(0, |flight| flight.started));
             }
-            NvmOpcode::FLUSH => self.life.latched |= telling::latches(status),
+            NvmOpcode::FLUSH => {
+                self.life.struck.add(Fault::Flush);
+                self.life.latched |= telling::latches(status);
+            }
             NvmOpcode::READ if !status.is_success() => {
                 let ops = self.ops.iter_mut().filter(|op| op.mapping == mapping);
                 ops.for_each(|op| op.lived.read_failed = true);
@@ -196,20 +207,15 @@ impl World {
                 let started = flight.map_or(0, |flight| flight.started);
                 let cached = if flight.is_some_and(|flight| flight.fua) { 0 } else { now };
                 self.each_page(entry.extent, |page, first, last| {
-                    page.written[first..last].fill(started);
-                    page.cached[first..last].fill(cached);
+                    page.wrote(first..last, started, cached);
                 });
+                if entry.opcode == NvmOpcode::WRITE && self.life.retries.ended(entry.extent) > 0 {
+                    self.met(Rule::Wb22);
+                }
             }
             NvmOpcode::WRITE => {
                 self.each_page(entry.extent, |page, _, _| page.write_failed = now);
-                let owed = telling::owed_after_failed_write(status);
-                if self.setup.splits_pages() && !self.log.is_idle(entry.key.0) {
-                    // The run's other commands may still be on their way; its end is what is told.
-                    self.write_failed(mapping, Owed::Perhaps);
-                    self.life.unsettled.push((entry.key.0, mapping, status, now));
-                } else {
-                    self.write_failed(mapping, owed);
-                }
+                self.write_failed(mapping, entry, status, now);
             }
             _ => {}
         }
@@ -233,8 +239,47 @@ impl World {
         (first..extent.end().div_ceil(PAGE)).filter_map(|page| case::page_at(page * PAGE)).collect()
     }
 
-    /// A failed writeback of a mapping: every handle is owed it.
-    pub(super) fn write_failed(&mut self, mapping: usize, owed: Owed) {
+    /// A write command has failed.
+    fn write_failed(&mut self, mapping: usize, entry: &Entry, status: Status, now: Moment) {
+        let qid = entry.key.0;
+        if self.setup.splits_pages() {
+            // Which of a page's failures counts, and whether they are tried again, is the engine's.
+            let vague = status.is_retryable() || self.life.struck.has(Fault::WriteTransient);
+            let owed = if vague { Owed::Perhaps } else { self.poisoned(entry.extent) };
+            if self.log.is_idle(qid) {
+                self.event(mapping, owed);
+            } else {
+                // The run's other commands may still be on their way; its end is what is told.
+                self.event(mapping, Owed::Perhaps);
+                self.life.unsettled.push((qid, mapping, owed, now));
+            }
+        } else if status.is_retryable() && self.life.retries.failed(qid, entry.extent, self.bed.now_ns()) {
+            self.mappings[mapping].had_event = true;
+            self.ops.iter_mut().filter(|op| op.mapping == mapping).for_each(|op| op.lived.put_off = true);
+        } else {
+            self.life.retries.ended(entry.extent);
+            let owed = self.poisoned(entry.extent);
+            self.event(mapping, owed);
+        }
+    }
+
+    /// What handles are owed for an extent whose write failed for good: that pages fail again whose failure was an event
+    /// is none (WB-23), and told only to syncs that tried them.
+    fn poisoned(&mut self, extent: Extent) -> Owed {
+        let mut least = Poisoned::Yes;
+        self.each_page(extent, |page, _, _| {
+            least = least.min(page.poisoned);
+            page.poisoned = Poisoned::Yes;
+        });
+        match least {
+            Poisoned::No => Owed::Yes,
+            Poisoned::Perhaps => Owed::Perhaps,
+            Poisoned::Yes => Owed::No,
+        }
+    }
+
+    /// A writeback of a mapping failed for good: every handle is owed it.
+    fn event(&mut self, mapping: usize, owed: Owed) {
         for handle in self.handle_states.iter_mut().filter(|handle| handle.mapping == mapping) {
             handle.owed = handle.owed.max(owed);
         }

@@ -5,11 +5,11 @@ use std::ops::Range;
 use foliant::Error;
 use foliant_nvme_spec::NvmOpcode;
 
-use super::case::{PAGE, PAGES, PIN_WAIT, WriteCache};
-use super::content::{Moment, Page, Snapshot};
+use super::case::{FLUSH_INTERVAL, PAGE, PAGES, PIN_WAIT, WriteCache};
+use super::content::{Moment, Page, Poisoned, Snapshot};
 use super::device_log::Extent;
 use super::operations::{HandleId, Kind, Op, Output, pages_of, parts};
-use super::rules::Rule;
+use super::rules::{Fault, Rule};
 use super::telling::{self, Owed};
 use super::violated;
 use super::world::{MappingState, Quiet, World};
@@ -59,6 +59,9 @@ impl World {
             modelled.held = Some(id);
             modelled.discarded = false;
             self.note_change(mapping, page);
+            if let Some(quiet) = self.quiet.as_mut().filter(|quiet| quiet.mapping == mapping) {
+                quiet.held = Some(quiet.held.map_or(page, |first| first.min(page)));
+            }
         }
     }
 
@@ -156,7 +159,7 @@ impl World {
                 if self.quiet.as_ref().is_some_and(|quiet| quiet.op == id)
                     && let Some(quiet) = self.quiet.take()
                 {
-                    self.judge_quiet(&what, &quiet, &result);
+                    self.judge_quiet(&what, &quiet, lived.waited, &result);
                 }
                 if closes.is_some() {
                     self.closed(mapping, &result);
@@ -342,9 +345,10 @@ impl World {
         }
     }
 
-    fn judge_quiet(&mut self, what: &str, quiet: &Quiet, result: &foliant::Result<()>) {
+    fn judge_quiet(&mut self, what: &str, quiet: &Quiet, waited: bool, result: &foliant::Result<()>) {
         if self.bed.engine().stats().passes_background != quiet.background_passes
             || self.life.is_power_off
+            || self.setup.splits_pages() && self.life.struck.has(Fault::WriteTransient)
             || !matches!(result, Ok(()) | Err(Error::Device { .. }))
         {
             return;
@@ -373,8 +377,10 @@ impl World {
                 self.met_by_writes(Rule::Wb03);
             }
         }
+        // Who gives up waiting for a holder has come no further there, whichever shard's error is told.
+        let end = quiet.held.filter(|_| waited).unwrap_or(PAGES);
         for &page in &quiet.dirty {
-            if !tried[page] && self.mappings[quiet.mapping].pages[page].touched < quiet.began {
+            if !tried[page] && page < end && self.mappings[quiet.mapping].pages[page].touched < quiet.began {
                 violated(
                     Rule::Wb05,
                     format!("{what} ended with {result:?}, and dirty page {page} wasn't written"),
@@ -396,6 +402,8 @@ impl World {
         let boundary = u64::from(self.setup.noiob_blocks) * u64::from(self.setup.block_bytes);
         // Two mappings begin their stripes anew, and no command crosses one.
         let stripe = |byte: u64| byte / (512 * PAGE);
+        // Those go out each by itself.
+        let is_poisoned = |(_, page): (usize, usize)| quiet.poisoned[page];
         let mut met = false;
         for pair in quiet.writes.windows(2) {
             let [(qid, first), (other, second)] = pair else { continue };
@@ -406,6 +414,7 @@ impl World {
                 && stripe(first.start) == stripe(second.start)
                 && !at_boundary
                 && first.len < limit
+                && !self.pages_at(*first).into_iter().chain(self.pages_at(*second)).any(is_poisoned)
             {
                 violated(Rule::Wb11, format!("{what}: {first:?} and {second:?} are two commands"));
             }
@@ -416,8 +425,12 @@ impl World {
     }
 
     fn check_flushes(&mut self) {
-        if self.life.flushes > self.life.syncs {
-            violated(Rule::Wb21, format!("{} flushes for {} syncs", self.life.flushes, self.life.syncs));
+        // Each shard's expiry round ends with one, too, and there is at most a round an interval.
+        let intervals = (self.bed.now_ns() - self.life.began_ns) / FLUSH_INTERVAL.as_nanos() as u64;
+        let rounds = intervals * self.setup.shards as u64;
+        if self.life.flushes > self.life.syncs + rounds {
+            let (flushes, syncs) = (self.life.flushes, self.life.syncs);
+            violated(Rule::Wb21, format!("{flushes} flushes for {syncs} syncs and {rounds} expiry rounds"));
         }
         self.met(Rule::Wb21);
     }
@@ -426,6 +439,16 @@ impl World {
 
     pub(crate) fn check_write_started(&mut self, extent: Extent) {
         let mut any_held = false;
+        let pages = self.pages_at(extent);
+        if pages.iter().any(|&(mapping, page)| self.mappings[mapping].pages[page].poisoned == Poisoned::Yes) {
+            if pages.len() > 1 {
+                violated(
+                    Rule::Wb23Apart,
+                    format!("{pages:?}, some of them poisoned, are written by one command"),
+                );
+            }
+            self.met(Rule::Wb23Apart);
+        }
         for (mapping, page) in self.pages_at(extent) {
             let modelled = &self.mappings[mapping].pages[page];
             if let Some(holder) = modelled.held {

@@ -9,6 +9,7 @@
 //! | [`generate`] | from a seed to a case |
 //! | [`content`] | the plain model: what a page may read as, and what the medium may hold of it |
 //! | [`telling`] | which errors a handle must, may and must not be told |
+//! | [`retries`] | which writes failed in passing and are tried again |
 //! | [`device_log`] | what the device was asked, and what became of it |
 //! | `world` | runs a case's steps on a bed, beside the model; the end, power cuts and restarts |
 //! | `operations` | handles and futures: what is started, polled, dropped |
@@ -32,6 +33,7 @@ pub mod generate;
 pub(crate) mod judge;
 pub(crate) mod operations;
 pub mod regressions;
+pub mod retries;
 pub mod rules;
 pub mod session;
 pub mod shrink;

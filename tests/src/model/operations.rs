@@ -14,8 +14,8 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::case::{MAPPING_SPACE, PAGE, PAGES, file_offset, file_page};
-use super::content::{Moment, OpId, Page, Snapshot};
-use super::rules::Rule;
+use super::content::{Moment, OpId, Page, Poisoned, Snapshot};
+use super::rules::{Fault, Rule};
 use super::telling::{Circumstances, Owed};
 use super::violated;
 use super::world::{MappingState, Quiet, World};
@@ -343,13 +343,18 @@ impl World {
 
     pub(crate) fn is_in_flight(&self, mapping: usize, page: usize, opcode: NvmOpcode) -> bool {
         let start = MAPPING_SPACE * mapping as u64 + file_page(page) * PAGE;
+        // What will be tried again is as much the device's as what it has.
+        if opcode == NvmOpcode::WRITE && self.life.retries.has(start, PAGE) {
+            return true;
+        }
         self.log.in_flight().any(|flight| {
             flight.opcode == opcode && flight.extent.start < start + PAGE && start < flight.extent.end()
         })
     }
 
     pub(super) fn begin_quiet(&mut self, mapping: usize, pages: Range<usize>) {
-        if self.life.latched || self.life.is_power_off {
+        let vague = self.setup.splits_pages() && self.life.struck.has(Fault::WriteTransient);
+        if self.life.latched || self.life.is_power_off || vague {
             return;
         }
         let modelled = &self.mappings[mapping];
@@ -362,6 +367,7 @@ impl World {
             .clone()
             .filter(|&page| !modelled.pages[page].is_busy() && self.is_surely_dirty(mapping, page));
         let dirty = dirty.collect();
+        let poisoned = modelled.pages.iter().map(|page| page.poisoned != Poisoned::No).collect();
         self.quiet = Some(Quiet {
             op: self.next_op,
             mapping,
@@ -370,6 +376,8 @@ impl World {
             alone: self.ops.is_empty() && self.zombies.is_empty(),
             background_passes: self.bed.engine().stats().passes_background,
             clean,
+            poisoned,
+            held: modelled.pages.iter().position(|page| page.held.is_some()),
             dirty,
             writes: Vec::new(),
         });

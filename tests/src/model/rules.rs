@@ -40,10 +40,14 @@ names! {
         Wb18 = "WB-18 one doorbell a batch",
         /// At most a flush a sync, and none without a volatile write cache.
         Wb21 = "WB-21 flushes",
+        /// What fails in passing is tried again, a bounded number of times and later each time, and nobody is told.
+        Wb22 = "WB-22 tried again untold",
         /// Each failed write is told once to each handle, and nothing else is told.
         Wb23Told = "WB-23 told once a handle",
         /// A page whose write failed isn't clean: no sync over it succeeds before a write of it has.
         Wb23Undurable = "WB-23 failed is not clean",
+        /// A page whose write failed goes out by itself, so that it doesn't fail its neighbours.
+        Wb23Apart = "WB-23 poisoned apart",
         /// What a device reads, or somebody has pinned, doesn't change.
         Wb25Stable = "WB-25 stable under I/O",
         /// After a power cut each atomic unit is old or new.
@@ -100,7 +104,9 @@ names! {
 pub fn out_of_reach(fault: Fault, rule: Rule) -> Option<&'static str> {
     use Fault::{Flush, Nothing, Stopped};
     match (fault, rule) {
-        (Nothing, Rule::Wb23Told | Rule::Wb23Undurable) => Some("no write has failed"),
+        (Nothing, Rule::Wb22 | Rule::Wb23Told | Rule::Wb23Undurable | Rule::Wb23Apart) => {
+            Some("no write has failed")
+        }
         (Nothing, Rule::Wb30) => Some("no flush has failed"),
         (Nothing, Rule::Wb25OldOrNew | Rule::Wb29Durable) => Some("it is a power cut that shows it"),
         (Flush, Rule::Wb01 | Rule::Wb03 | Rule::Wb05 | Rule::Wb11) => {
@@ -109,9 +115,17 @@ pub fn out_of_reach(fault: Fault, rule: Rule) -> Option<&'static str> {
         (Flush, Rule::Wb29Written | Rule::Wb29Flush | Rule::Wb23Undurable) => {
             Some("after a failed flush no sync succeeds")
         }
-        (Stopped, Rule::Wb01 | Rule::Wb03 | Rule::Wb05 | Rule::Wb06 | Rule::Wb11 | Rule::Wb41) => {
-            Some("a device that has stopped carries no command out")
-        }
+        (
+            Stopped,
+            Rule::Wb01
+            | Rule::Wb03
+            | Rule::Wb05
+            | Rule::Wb06
+            | Rule::Wb11
+            | Rule::Wb22
+            | Rule::Wb23Apart
+            | Rule::Wb41,
+        ) => Some("a device that has stopped carries no command out"),
         _ => None,
     }
 }

@@ -18,15 +18,6 @@ pub enum Owed {
     Yes,
 }
 
-/// What handles are owed when a write command has failed with `status`.
-///
-/// One that may be tried again mostly succeeds then, and nobody is told (WB-22); it fails for good where faults strike
-/// again.
-#[must_use]
-pub fn owed_after_failed_write(status: Status) -> Owed {
-    if status.is_retryable() { Owed::Perhaps } else { Owed::Yes }
-}
-
 /// Whether a failed flush latches the namespace. Any does (WB-30), but one that was surely not carried out and may be
 /// tried again.
 #[must_use]
@@ -44,8 +35,10 @@ pub fn latches(status: Status) -> bool {
 pub struct Circumstances {
     /// A read command of its mapping has failed.
     pub read_failed: bool,
-    /// A write command of its mapping has failed.
+    /// A write command of its mapping has failed for good.
     pub write_failed: bool,
+    /// A write command of its mapping has failed in passing.
+    pub put_off: bool,
     /// Its handle was owed a failed writeback.
     pub owed: Owed,
     /// Its handle's mapping is being closed, or was.

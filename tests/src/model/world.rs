@@ -8,12 +8,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use foliant::Mapping;
-use foliant_nvme_spec::Status;
 
 use super::case::{COMMAND_TIMEOUT, Notice, PAGES, Setup, Step, Trouble};
 use super::content::{Moment, OpId, Page};
 use super::device_log::{DeviceLog, Extent};
 use super::operations::{HandleId, HandleState, Op, index, newest, pages_of};
+use super::retries::Retries;
 use super::rules::{Fault, Faults, Met, Rule};
 use super::telling::Owed;
 use crate::Bed;
@@ -57,6 +57,10 @@ pub(crate) struct Quiet {
     pub background_passes: u64,
     /// By page: surely clean when it began.
     pub clean: Vec<bool>,
+    /// By page: perhaps poisoned when it began.
+    pub poisoned: Vec<bool>,
+    /// The first page that was held exclusively at any time since it began.
+    pub held: Option<usize>,
     /// Surely dirty when it began, and held by nobody.
     pub dirty: Vec<usize>,
     /// Writes: queue, range, and whether a fault failed it at once.
@@ -66,6 +70,7 @@ pub(crate) struct Quiet {
 /// What is true since the engine was started.
 #[derive(Debug, Default)]
 pub(crate) struct Life {
+    pub began_ns: u64,
     pub struck: Faults,
     pub latched: bool,
     pub doomed: bool,
@@ -80,7 +85,9 @@ pub(crate) struct Life {
     /// A shard may still be working on a sync whose future was dropped.
     pub sync_abandoned: bool,
     /// Writes that failed where a page takes several commands: told when the queue is idle at the latest.
-    pub unsettled: Vec<(u16, usize, Status, Moment)>,
+    pub unsettled: Vec<(u16, usize, Owed, Moment)>,
+    /// Writes that failed in passing.
+    pub retries: Retries,
 }
 
 /// A run.
@@ -143,6 +150,7 @@ impl World {
     pub(super) fn observe(&mut self) {
         let locate = self.bed.engine().locator();
         self.log.attach(&self.bed.device, self.setup.block_bytes, locate);
+        self.life.began_ns = self.bed.now_ns();
         self.life.sq_batches = self.bed.device.stats().sq_batches;
     }
 
