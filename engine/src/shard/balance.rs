@@ -219,13 +219,20 @@ impl Shard {
             if now_ns.saturating_sub(since_ns.max(moved_ns)) <= limit_ns {
                 return;
             }
+            // What others gave up in this very step may leave room for it.
+            let (dirty, waiting) = (self.cache.shared.balance.throttleable(), self.throttled.len());
+            let pages = self.pages_to_dirty(slot);
+            if self.throttle.judge(now_ns, dirty, pages, waiting) != Verdict::AtLimit {
+                self.throttle_due_ns = Some(now_ns);
+                return;
+            }
             self.throttled.pop_front();
             self.pause_ended(slot);
             self.tickets[slot.0 as usize] = None;
             let waited = std::time::Duration::from_nanos(now_ns.saturating_sub(since_ns));
             let error = Error::DirtyLimit {
                 waited,
-                dirty_pages: self.cache.shared.balance.throttleable(),
+                dirty_pages: dirty,
                 limit_pages: self.throttle.limits.limit,
                 cause: self.write_error.clone().or_else(|| self.gate_cause(waited)).map(Box::new),
             };
