@@ -6,20 +6,20 @@
 use std::ops::Range;
 use std::time::Duration;
 
-use foliant::{EngineOptions, MappingOptions};
+use foliant::{EngineOptions, MappingOptions, RetryPolicy};
 use foliant_nvme_emulated::{EmulatedConfig, NamespaceConfig};
 
 use crate::{fragile, options};
 
-/// Bytes a page.
-pub const PAGE: u64 = 4096;
-/// Pages of each of the two windows of a mapping that the model works on.
-pub const WINDOW_PAGES: u64 = 48;
-/// Pages of a mapping that the model works on.
-pub const PAGES: usize = 2 * WINDOW_PAGES as usize;
-/// Where the windows begin, in pages of the mapping: about the ends of its first and second stripe of 512 pages, so that
-/// three shards take part.
-const WINDOW_STARTS: [u64; 2] = [512 - WINDOW_PAGES / 2, 1024 - WINDOW_PAGES / 2];
+/// Bytes of a frame, and of the smallest page.
+pub const FRAME: u64 = 4096;
+/// Bytes of each of the two windows of a mapping that the model works on.
+pub const WINDOW: u64 = 48 * FRAME;
+/// Frames' worth of a mapping that the model works on.
+pub const SPAN_FRAMES: u8 = (2 * WINDOW / FRAME) as u8;
+/// Where the windows begin in the mapping: about the ends of its first and second stripe of 2 MiB, so that three shards
+/// take part, and where pages of every size do.
+const WINDOW_STARTS: [u64; 2] = [(512 - 32) * FRAME, (1024 - 32) * FRAME];
 /// Bytes between the starts of two mappings.
 pub const MAPPING_SPACE: u64 = 8 << 20;
 /// Blocks of 512 bytes of which the last page exists where blocks are that small.
@@ -83,6 +83,14 @@ pub struct Setup {
     pub write_cache: WriteCache,
     /// Share of frames, in percent, from which on the flusher writes.
     pub background_percent: u8,
+    /// Share of frames, in percent, that may be dirty.
+    pub dirty_percent: u8,
+    /// Bytes that a handle reads ahead at most.
+    pub readahead_bytes_max: u32,
+    /// Who waits for retries.
+    pub retry: RetryPolicy,
+    /// By mapping: the order of its pages, which have 4096 bytes shifted by it: 0, 2 or 4.
+    pub orders: [u8; 2],
 }
 
 /// Whether completed writes may be lost with the power.
@@ -112,6 +120,7 @@ impl Setup {
             shards: self.shards,
             queue_entries: self.queue_entries,
             dirty_background_percent: self.background_percent,
+            dirty_percent: self.dirty_percent.max(self.background_percent + 1),
             pin_wait: PIN_WAIT,
             flush_interval: FLUSH_INTERVAL,
             command_timeout: COMMAND_TIMEOUT,
@@ -121,63 +130,117 @@ impl Setup {
     }
 
     pub(crate) fn mapping(&self, mapping: usize) -> MappingOptions {
-        let last_bytes = if self.block_bytes == 512 { TAIL_BLOCKS * 512 } else { PAGE };
+        let last_page = self.pages(mapping) - 1;
         MappingOptions {
             namespace: 1,
             start_bytes: MAPPING_SPACE * mapping as u64,
-            len_bytes: Some((WINDOW_STARTS[1] + WINDOW_PAGES - 1) * PAGE + last_bytes),
+            len_bytes: Some(self.file_offset_of(mapping, last_page) + self.page_bytes(mapping, last_page)),
+            page_bytes: self.page_len(mapping) as u32,
+            readahead_bytes_max: self.readahead_bytes_max,
+            retry: self.retry,
             ..Default::default()
         }
     }
 
-    /// Bytes of a page of the model: the last of a mapping may be short.
-    pub(crate) fn page_bytes(&self, page: usize) -> u64 {
-        if page + 1 == PAGES && self.block_bytes == 512 { TAIL_BLOCKS * 512 } else { PAGE }
+    /// Bytes from a page of a mapping to the next.
+    pub(crate) fn page_len(&self, mapping: usize) -> u64 {
+        FRAME << self.orders[mapping]
     }
 
-    /// Whether the device's boundary runs through pages, so that one page may take several commands.
-    pub(crate) fn splits_pages(&self) -> bool {
-        !(u32::from(self.noiob_blocks) * self.block_bytes).is_multiple_of(PAGE as u32)
+    /// Pages of a mapping that the model works on.
+    pub(crate) fn pages(&self, mapping: usize) -> usize {
+        (2 * WINDOW / self.page_len(mapping)) as usize
+    }
+
+    /// Bytes of a page of the model: the last of a mapping may be short.
+    pub(crate) fn page_bytes(&self, mapping: usize, page: usize) -> u64 {
+        let is_short =
+            self.orders[mapping] == 0 && self.block_bytes == 512 && page + 1 == self.pages(mapping);
+        if is_short { TAIL_BLOCKS * 512 } else { self.page_len(mapping) }
+    }
+
+    /// The page of the model in which a step's page lies, which is counted in frames.
+    pub(crate) fn page_of(&self, mapping: usize, frame: u8) -> usize {
+        usize::from(frame % SPAN_FRAMES) >> self.orders[mapping]
+    }
+
+    /// Bytes between whose multiples a page's commands may be cut.
+    fn cut_bytes(&self, mapping: usize) -> u64 {
+        let boundary = u64::from(self.noiob_blocks) * u64::from(self.block_bytes);
+        let boundary = if boundary == 0 { u64::MAX } else { 1 << boundary.trailing_zeros() };
+        let transfer = if self.mdts == 0 { u64::MAX } else { FRAME << self.mdts };
+        boundary.min(transfer).min(self.page_len(mapping))
+    }
+
+    /// Whether a limit of the device runs through pages, so that one page may take several commands.
+    pub(crate) fn splits_pages(&self, mapping: usize) -> bool {
+        self.cut_bytes(mapping) < self.page_len(mapping)
     }
 
     /// Bytes that survive a power cut whole or not at all: what one command carries of an atomic unit.
-    pub(crate) fn unit_bytes(&self) -> u64 {
-        let block = u64::from(self.block_bytes);
-        if self.splits_pages() { block } else { (block * (u64::from(self.awupf_z) + 1)).min(PAGE) }
+    pub(crate) fn unit_bytes(&self, mapping: usize) -> u64 {
+        (u64::from(self.block_bytes) * (u64::from(self.awupf_z) + 1)).min(self.cut_bytes(mapping))
     }
 
     /// Bytes of the model from `at` on, at most `len` of them, within one window and within the mapping.
-    pub(crate) fn clip(&self, at: u32, len: u32) -> Range<u64> {
-        let window_bytes = WINDOW_PAGES * PAGE;
-        let at = u64::from(at) % (2 * window_bytes);
-        let window_end = if at < window_bytes {
-            window_bytes
-        } else {
-            2 * window_bytes - PAGE + self.page_bytes(PAGES - 1)
-        };
+    pub(crate) fn clip(&self, mapping: usize, at: u32, len: u32) -> Range<u64> {
+        let at = u64::from(at) % (2 * WINDOW);
+        let last = self.pages(mapping) - 1;
+        let end = last as u64 * self.page_len(mapping) + self.page_bytes(mapping, last);
+        let window_end = if at < WINDOW { WINDOW } else { end };
         let at = at.min(window_end - 1);
         at..(at + u64::from(len.max(1))).min(window_end)
+    }
+
+    /// Where a page of the model begins in its mapping.
+    pub(crate) fn file_offset_of(&self, mapping: usize, page: usize) -> u64 {
+        file_offset(page as u64 * self.page_len(mapping))
+    }
+
+    /// The page of the mapping that a page of the model is.
+    pub(crate) fn file_page(&self, mapping: usize, page: usize) -> u64 {
+        self.file_offset_of(mapping, page) / self.page_len(mapping)
+    }
+
+    /// Where a page of the model begins on the device.
+    pub(crate) fn device_offset_of(&self, mapping: usize, page: usize) -> u64 {
+        MAPPING_SPACE * mapping as u64 + self.file_offset_of(mapping, page)
+    }
+
+    /// Mapping and page of the model at a byte of the device; `None` outside.
+    pub(crate) fn page_at(&self, device_byte: u64) -> Option<(usize, usize)> {
+        let (mapping, byte) = ((device_byte / MAPPING_SPACE) as usize, device_byte % MAPPING_SPACE);
+        WINDOW_STARTS.iter().enumerate().find_map(|(window, &start)| {
+            let within = byte.checked_sub(start).filter(|&within| within < WINDOW)?;
+            Some((mapping, ((window as u64 * WINDOW + within) / self.page_len(mapping)) as usize))
+        })
+    }
+
+    /// The pages of the model that a range of its bytes touches.
+    pub(crate) fn pages_of(&self, mapping: usize, range: &Range<u64>) -> Range<usize> {
+        let len = self.page_len(mapping);
+        (range.start / len) as usize..range.end.div_ceil(len) as usize
+    }
+
+    /// A range of the model's bytes page by page: the page, the first byte within it, and which part of the range that is.
+    pub(crate) fn parts(
+        &self,
+        mapping: usize,
+        range: &Range<u64>,
+    ) -> impl Iterator<Item = (usize, usize, Range<usize>)> + use<> {
+        let (start, end, len) = (range.start, range.end, self.page_len(mapping));
+        self.pages_of(mapping, range).map(move |page| {
+            let page_start = page as u64 * len;
+            let from = page_start.max(start);
+            let to = (page_start + len).min(end);
+            (page, (from - page_start) as usize, (from - start) as usize..(to - start) as usize)
+        })
     }
 }
 
 /// Where a byte of the model lies in its mapping.
 pub(crate) fn file_offset(at: u64) -> u64 {
-    let window = at / (WINDOW_PAGES * PAGE);
-    WINDOW_STARTS[window as usize] * PAGE + at % (WINDOW_PAGES * PAGE)
-}
-
-/// The page of the mapping that a page of the model is.
-pub(crate) fn file_page(page: usize) -> u64 {
-    file_offset(page as u64 * PAGE) / PAGE
-}
-
-/// Mapping and page of the model at a byte of the device; `None` outside.
-pub(crate) fn page_at(device_byte: u64) -> Option<(usize, usize)> {
-    let (mapping, page) = (device_byte / MAPPING_SPACE, device_byte % MAPPING_SPACE / PAGE);
-    WINDOW_STARTS.iter().enumerate().find_map(|(window, &start)| {
-        let within = page.checked_sub(start).filter(|&within| within < WINDOW_PAGES)?;
-        Some((mapping as usize, window * WINDOW_PAGES as usize + within as usize))
-    })
+    WINDOW_STARTS[(at / WINDOW) as usize] + at % WINDOW
 }
 
 /// What a run does next. `on` is a handle, `op` an operation in flight counted from the newest, `at` and `len` are bytes of the model.
@@ -186,6 +249,12 @@ pub(crate) fn page_at(device_byte: u64) -> Option<(usize, usize)> {
 pub enum Step {
     /// Starts a write.
     Write { on: u8, at: u32, len: u32 },
+    /// Starts a write within one frame that would rather fail than wait for dirty memory to shrink.
+    TryWrite { on: u8, at: u32, len: u32 },
+    /// Four reads, one after the other and side by side.
+    Scan { on: u8, at: u32, len: u32 },
+    /// Asks for pages to be read ahead.
+    Prefetch { on: u8, at: u32, len: u32 },
     /// Starts a read.
     Read { on: u8, at: u32, len: u32 },
     /// Asks for a shared pin, held until it is released.

@@ -17,6 +17,9 @@ pub type OpId = u32;
 /// Counts what happens in a run, so that one thing can be told to have come after another.
 pub type Moment = u64;
 
+/// Bytes of which it is known when they were written.
+pub const SECTOR: u64 = 512;
+
 /// Changes of one page that may be in flight at once: the orders that they can take effect in are all kept.
 pub const CHANGES_MAX: usize = 3;
 
@@ -73,11 +76,11 @@ pub struct Page {
     pub touched: Moment,
     /// When the last change began that was surely made.
     pub changed: Moment,
-    /// When the last successful write of each of its eighths began.
-    pub written: [Moment; 8],
-    /// When the last successful write of each of its eighths completed that may have stopped at the device's write
+    /// When the last successful write of each of its sectors began.
+    pub written: Vec<Moment>,
+    /// When the last successful write of each of its sectors completed that may have stopped at the device's write
     /// cache; 0 where that was overtaken by one with FUA.
-    pub cached: [Moment; 8],
+    pub cached: Vec<Moment>,
     /// When a write of it last failed.
     pub write_failed: Moment,
     /// Whether a write of it failed for good, and none has succeeded since.
@@ -94,6 +97,7 @@ impl Page {
     /// A page that holds `bytes`, on the medium too.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Self {
+        let sectors = bytes.len().div_ceil(SECTOR as usize);
         Self {
             versions: vec![bytes.into()],
             visible: vec![Candidate { version: 0, made: Vec::new() }],
@@ -102,8 +106,8 @@ impl Page {
             held: None,
             touched: 0,
             changed: 0,
-            written: [0; 8],
-            cached: [0; 8],
+            written: vec![0; sectors],
+            cached: vec![0; sectors],
             write_failed: 0,
             poisoned: Poisoned::No,
             discards: Vec::new(),
@@ -119,7 +123,8 @@ impl Page {
         let version = self.push(bytes.into());
         self.visible = vec![Candidate { version, made: Vec::new() }];
         self.held = None;
-        (self.touched, self.changed, self.written, self.write_failed) = (0, 0, [0; 8], 0);
+        (self.touched, self.changed, self.write_failed) = (0, 0, 0);
+        self.written.fill(0);
         self.poisoned = Poisoned::No;
         self.discarded = false;
     }
@@ -133,7 +138,7 @@ impl Page {
     /// When the last write of it completed that the device's write cache may still hold; 0 if there is none.
     #[must_use]
     pub fn cached_at(&self) -> Moment {
-        self.cached.into_iter().max().unwrap_or(0)
+        self.cached.iter().copied().max().unwrap_or(0)
     }
 
     /// Whether one more change may be in flight.
@@ -258,26 +263,32 @@ impl Page {
         self.medium.len()
     }
 
-    /// A write of these eighths has succeeded that began at `started`; at `cached` it came to the device's write cache.
-    pub fn wrote(&mut self, eighths: Range<usize>, started: Moment, cached: Moment) {
-        self.written[eighths.clone()].fill(started);
-        self.cached[eighths].fill(cached);
+    /// A write of these sectors has succeeded that began at `started`; at `cached` it came to the device's write cache.
+    pub fn wrote(&mut self, sectors: Range<usize>, started: Moment, cached: Moment) {
+        self.written[sectors.clone()].fill(started);
+        self.cached[sectors].fill(cached);
         // All of it, if it takes several commands.
-        if self.oldest_write(self.versions[0].len() as u64) > self.write_failed {
+        if self.oldest_write() > self.write_failed {
             self.poisoned = Poisoned::No;
         }
     }
 
+    /// Whether a discard of it is in flight.
+    #[must_use]
+    pub fn is_discarding(&self) -> bool {
+        !self.discards.is_empty()
+    }
+
     /// Whether a write that covers all that was changed has surely completed.
     #[must_use]
-    pub fn is_clean(&self, bytes: u64) -> bool {
-        !self.is_busy() && (self.touched == 0 || self.oldest_write(bytes) > self.touched)
+    pub fn is_clean(&self) -> bool {
+        !self.is_busy() && (self.touched == 0 || self.oldest_write() > self.touched)
     }
 
     /// When the oldest began of the last successful writes of its parts.
     #[must_use]
-    pub fn oldest_write(&self, bytes: u64) -> Moment {
-        self.written[..bytes.div_ceil(512) as usize].iter().copied().min().unwrap_or(0)
+    pub fn oldest_write(&self) -> Moment {
+        self.written.iter().copied().min().unwrap_or(0)
     }
 
     fn bytes(&self, version: u32) -> &[u8] {

@@ -1,14 +1,15 @@
 //! The device's side: faults are injected, and what the device has seen is taken in.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use foliant_nvme_emulated::{Action, Fault as DeviceFault, Match};
 use foliant_nvme_spec::{NvmOpcode, Status, StatusCode};
 
-use super::case::{self, Command, MAPPING_SPACE, PAGE, PAGES, Trouble, WriteCache, file_page};
-use super::content::{Moment, Page, Poisoned};
+use super::case::{Command, MAPPING_SPACE, Trouble, WriteCache};
+use super::content::{Moment, Page, Poisoned, SECTOR};
 use super::device_log::{Entry, Extent, Flight, What};
-use super::operations::{Kind, pages_of};
+use super::operations::Kind;
 use super::retries::Attempt;
 use super::rules::{Fault, Rule};
 use super::telling::{self, Owed};
@@ -33,7 +34,7 @@ impl World {
             ),
             Trouble::Media { mapping, page } => {
                 let mapping = usize::from(mapping) % self.setup.mappings;
-                let byte = MAPPING_SPACE * mapping as u64 + file_page(usize::from(page) % PAGES) * PAGE;
+                let byte = self.setup.device_offset_of(mapping, self.setup.page_of(mapping, page));
                 let lba = byte / u64::from(self.setup.block_bytes);
                 let matching = Match::io(NvmOpcode::WRITE).touching(lba, lba);
                 (matching, Action::Status(status(StatusCode::WRITE_FAULT).with_dnr(true)))
@@ -127,7 +128,7 @@ impl World {
                 && op.mapping == mapping
             {
                 *zeroes_failed = true;
-                pages.extend(pages_of(range));
+                pages.extend(self.setup.pages_of(mapping, range));
             }
         }
         pages.extend(
@@ -141,8 +142,8 @@ impl World {
 
     /// What the device holds of a page, as a read would see it.
     pub(crate) fn image(&self, mapping: usize, page: usize) -> Vec<u8> {
-        let mut bytes = vec![0; self.setup.page_bytes(page) as usize];
-        let start = MAPPING_SPACE * mapping as u64 + file_page(page) * PAGE;
+        let mut bytes = vec![0; self.setup.page_bytes(mapping, page) as usize];
+        let start = self.setup.device_offset_of(mapping, page);
         self.bed.device.read_image(1, start, &mut bytes).expect("the page lies on the device");
         bytes
     }
@@ -205,44 +206,51 @@ impl World {
             }
             NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES if status.is_success() => {
                 let started = flight.map_or(0, |flight| flight.started);
+                self.life.written_ns = self.bed.now_ns();
                 let cached = if flight.is_some_and(|flight| flight.fua) { 0 } else { now };
-                self.each_page(entry.extent, |page, first, last| {
-                    page.wrote(first..last, started, cached);
+                self.each_page(entry.extent, |page, sectors| {
+                    page.wrote(sectors, started, cached);
                 });
                 if entry.opcode == NvmOpcode::WRITE && self.life.retries.ended(entry.extent) > 0 {
                     self.met(Rule::Wb22);
                 }
             }
             NvmOpcode::WRITE => {
-                self.each_page(entry.extent, |page, _, _| page.write_failed = now);
+                self.each_page(entry.extent, |page, _| page.write_failed = now);
                 self.write_failed(mapping, entry, status, now);
             }
             _ => {}
         }
     }
 
-    /// Calls `each` with every page of the model in an extent, and with which eighths of it.
-    pub(super) fn each_page(&mut self, extent: Extent, mut each: impl FnMut(&mut Page, usize, usize)) {
+    /// Calls `each` with every page of the model in an extent, and with which sectors of it.
+    pub(super) fn each_page(&mut self, extent: Extent, mut each: impl FnMut(&mut Page, Range<usize>)) {
+        let mapping = (extent.start / MAPPING_SPACE) as usize;
+        let len = self.setup.page_len(mapping);
         let mut at = extent.start;
         while at < extent.end() {
-            let end = (at / PAGE + 1) * PAGE;
-            if let Some((mapping, page)) = case::page_at(at) {
-                let (first, last) = (at % PAGE / 512, (end.min(extent.end()) - 1) % PAGE / 512 + 1);
-                each(&mut self.mappings[mapping].pages[page], first as usize, last as usize);
+            let end = (at / len + 1) * len;
+            if let Some((mapping, page)) = self.setup.page_at(at) {
+                let sectors = at % len / SECTOR..(end.min(extent.end()) - 1) % len / SECTOR + 1;
+                each(&mut self.mappings[mapping].pages[page], sectors.start as usize..sectors.end as usize);
             }
             at = end;
         }
     }
 
     pub(crate) fn pages_at(&self, extent: Extent) -> Vec<(usize, usize)> {
-        let first = extent.start / PAGE;
-        (first..extent.end().div_ceil(PAGE)).filter_map(|page| case::page_at(page * PAGE)).collect()
+        let len = self.setup.page_len((extent.start / MAPPING_SPACE) as usize);
+        let pages = extent.start / len..extent.end().div_ceil(len);
+        pages.filter_map(|page| self.setup.page_at(page * len)).collect()
     }
 
     /// A write command has failed.
     fn write_failed(&mut self, mapping: usize, entry: &Entry, status: Status, now: Moment) {
         let qid = entry.key.0;
-        if self.setup.splits_pages() {
+        if status.is_retryable() {
+            self.ops.iter_mut().filter(|op| op.mapping == mapping).for_each(|op| op.lived.put_off = true);
+        }
+        if self.setup.splits_pages(mapping) {
             // Which of a page's failures counts, and whether they are tried again, is the engine's.
             let vague = status.is_retryable() || self.life.struck.has(Fault::WriteTransient);
             let owed = if vague { Owed::Perhaps } else { self.poisoned(entry.extent) };
@@ -255,7 +263,6 @@ impl World {
             }
         } else if status.is_retryable() && self.life.retries.failed(qid, entry.extent, self.bed.now_ns()) {
             self.mappings[mapping].had_event = true;
-            self.ops.iter_mut().filter(|op| op.mapping == mapping).for_each(|op| op.lived.put_off = true);
         } else {
             self.life.retries.ended(entry.extent);
             let owed = self.poisoned(entry.extent);
@@ -267,7 +274,7 @@ impl World {
     /// is none (WB-23), and told only to syncs that tried them.
     fn poisoned(&mut self, extent: Extent) -> Owed {
         let mut least = Poisoned::Yes;
-        self.each_page(extent, |page, _, _| {
+        self.each_page(extent, |page, _| {
             least = least.min(page.poisoned);
             page.poisoned = Poisoned::Yes;
         });

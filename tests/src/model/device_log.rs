@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use foliant_nvme_emulated::{Action, EmulatedController, ObservedCommand, ObservedEvent, Turn};
 use foliant_nvme_spec::{NvmOpcode, Status};
 
-use super::case::PAGE;
+use super::case::FRAME;
 
 /// A range of the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,8 +160,8 @@ fn astray_bytes(
     for segment in command.segments {
         let mut within = 0;
         while within < segment.len_bytes {
-            let len = (segment.len_bytes - within).min((PAGE - at % PAGE) as usize);
-            let wanted = (command.nsid, foliant::Lba(at / PAGE * PAGE / block));
+            let len = (segment.len_bytes - within).min((FRAME - at % FRAME) as usize);
+            let wanted = (command.nsid, foliant::Lba(at / FRAME * FRAME / block));
             if locate(segment.iova.offset(within as u64)) != Some(wanted) {
                 astray += len as u64;
             }

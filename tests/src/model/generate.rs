@@ -1,9 +1,10 @@
 //! From a seed to a case.
 
+use foliant::RetryPolicy;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::case::{Case, Command, Notice, PAGE, PAGES, Setup, Step, Trouble, WriteCache};
+use super::case::{Case, Command, FRAME, Notice, SPAN_FRAMES, Setup, Step, Trouble, WriteCache};
 
 /// The case of a seed.
 #[must_use]
@@ -56,7 +57,7 @@ impl Generator {
         let count = random.random_range(0..=3);
         let themes = (0..count).map(|_| THEMES[random.random_range(0..THEMES.len())]).collect();
         let patience = random.random_range(20..90);
-        let favourite = random.random_range(0..PAGES as u32);
+        let favourite = random.random_range(0..u32::from(SPAN_FRAMES));
         Self { random, themes, patience, favourite }
     }
 
@@ -67,14 +68,21 @@ impl Generator {
     fn setup(&mut self) -> Setup {
         let block_bytes = self.one_of(&[512, 512, 512, 4096]);
         let (noiob, awupf): (&[u16], &[u16]) = match block_bytes {
-            512 => (&[0, 0, 0, 16, 64, 12], &[0, 1, 7]),
-            _ => (&[0, 0, 4], &[0, 1]),
+            512 => (&[0, 0, 0, 16, 64, 12], &[0, 1, 7, 31, 127]),
+            _ => (&[0, 0, 4], &[0, 1, 3, 15]),
+        };
+        let orders = self.one_of(&[[0, 0], [0, 0], [0, 2], [2, 0], [2, 2], [4, 0], [0, 4]]);
+        // Of large pages about as many as of small ones fit in.
+        let (frames, queues): (_, &[u16]) = match orders.into_iter().max() {
+            Some(4) => (96..200, &[64]),
+            Some(2) => (64..112, &[16, 64]),
+            _ => (32..56, &[8, 16, 64]),
         };
         Setup {
             shards: self.one_of(&[1, 3]),
-            frames: self.random.random_range(32..56),
+            frames: self.random.random_range(frames),
             mappings: self.one_of(&[1, 1, 2]),
-            queue_entries: self.one_of(&[8, 16, 64]),
+            queue_entries: self.one_of(queues),
             mdts: self.random.random_range(0..4),
             noiob_blocks: self.one_of(noiob),
             awupf_z: self.one_of(awupf),
@@ -87,23 +95,27 @@ impl Generator {
                 WriteCache::None,
             ]),
             background_percent: self.random.random_range(5..80),
+            dirty_percent: self.one_of(&[100, 100, 60, 30]),
+            readahead_bytes_max: self.one_of(&[0, 64 << 10, 512 << 10]),
+            retry: self.one_of(&[RetryPolicy::Hard, RetryPolicy::Hard, RetryPolicy::Soft]),
+            orders,
         }
     }
 
     fn page(&mut self) -> u8 {
         if self.random.random_bool(0.5) {
-            ((self.favourite + self.random.random_range(0..4)) % PAGES as u32) as u8
+            ((self.favourite + self.random.random_range(0..4)) % u32::from(SPAN_FRAMES)) as u8
         } else {
-            self.random.random_range(0..PAGES as u32) as u8
+            self.random.random_range(0..u32::from(SPAN_FRAMES)) as u8
         }
     }
 
     fn range(&mut self) -> (u32, u32) {
-        let at = u32::from(self.page()) * PAGE as u32;
+        let at = u32::from(self.page()) * FRAME as u32;
         match self.random.random_range(0..6) {
             0 => (at + self.random.random_range(0..4000), self.random.random_range(1..600)),
-            1 => (at, PAGE as u32),
-            2 => (at, PAGE as u32 * self.random.random_range(1..9)),
+            1 => (at, FRAME as u32),
+            2 => (at, FRAME as u32 * self.random.random_range(1..9)),
             3 => (at + self.random.random_range(0..4000), self.random.random_range(1..20_000)),
             4 => (at, self.random.random_range(1..40_000)),
             _ => (at + 512 * self.random.random_range(0..8), 512 * self.random.random_range(1..24)),
@@ -127,8 +139,11 @@ impl Generator {
         let on = self.any();
         let (at, len) = self.range();
         let step = match self.random.random_range(0..1000) {
-            0..260 => Step::Write { on, at, len },
-            260..400 => Step::Read { on, at, len },
+            0..240 => Step::Write { on, at, len },
+            240..260 => Step::TryWrite { on, at, len },
+            260..275 => Step::Scan { on, at, len: 4096 << self.random.random_range(0..3) },
+            275..285 => Step::Prefetch { on, at, len },
+            285..400 => Step::Read { on, at, len },
             400..440 => Step::Pin { on, page: self.page() },
             440..490 => Step::PinMut { on, page: self.page(), change: self.one_of(&[0, 1, 700, 4096]) },
             490..550 => Step::Sync { on },
@@ -197,7 +212,11 @@ impl Generator {
     fn fault(&mut self, theme: Theme, skip: u8, times: u8) -> Trouble {
         let late_us = if self.random.random_bool(0.5) { 0 } else { self.microseconds() };
         match theme {
-            Theme::WriteTransient => Trouble::WriteTransient { skip, times },
+            Theme::WriteTransient => {
+                // Sometimes more often than it is tried.
+                let times = if self.random.random_bool(0.3) { 6 + 4 * times } else { times };
+                Trouble::WriteTransient { skip, times }
+            }
             Theme::WriteFatal => Trouble::WriteFatal { skip, times, late_us },
             Theme::Media => Trouble::Media { mapping: self.any(), page: self.page() },
             Theme::Read => Trouble::Read { skip, times },
@@ -214,10 +233,10 @@ impl Generator {
     /// A fault, and something for it to strike.
     fn strike(&mut self, theme: Theme) -> Vec<Step> {
         let (on, page) = (self.any(), self.page());
-        let at = u32::from(page) * PAGE as u32;
-        let write = Step::Write { on, at, len: PAGE as u32 };
-        let read = Step::Read { on, at: u32::from(self.page()) * PAGE as u32, len: 2 * PAGE as u32 };
-        let zeroes = Step::Discard { on, at, len: 3 * PAGE as u32 };
+        let at = u32::from(page) * FRAME as u32;
+        let write = Step::Write { on, at, len: FRAME as u32 };
+        let read = Step::Read { on, at: u32::from(self.page()) * FRAME as u32, len: 2 * FRAME as u32 };
+        let zeroes = Step::Discard { on, at, len: 3 * FRAME as u32 };
         let fault = match theme {
             Theme::Media => Trouble::Media { mapping: 0, page },
             Theme::Lose => {

@@ -2,13 +2,13 @@
 
 use std::ops::Range;
 
-use foliant::Error;
+use foliant::{Error, RetryPolicy};
 use foliant_nvme_spec::NvmOpcode;
 
-use super::case::{FLUSH_INTERVAL, PAGE, PAGES, PIN_WAIT, WriteCache};
+use super::case::{FLUSH_INTERVAL, FRAME, PIN_WAIT, WriteCache};
 use super::content::{Moment, Page, Poisoned, Snapshot};
 use super::device_log::Extent;
-use super::operations::{HandleId, Kind, Op, Output, pages_of, parts};
+use super::operations::{HandleId, Kind, Op, Output, PINS_MAX};
 use super::rules::{Fault, Rule};
 use super::telling::{self, Owed};
 use super::violated;
@@ -37,7 +37,7 @@ impl World {
         };
         let bytes = cell.granted.borrow().clone().unwrap_or_default();
         let modelled = &mut self.mappings[mapping].pages[page];
-        if !modelled.saw(0, &bytes) || bytes.len() as u64 != self.setup.page_bytes(page) {
+        if !modelled.saw(0, &bytes) || bytes.len() as u64 != self.setup.page_bytes(mapping, page) {
             violated(Rule::Wb27, format!("{what} shows what was never its newest content"));
         }
         if let Some(holder) = modelled.held {
@@ -73,13 +73,17 @@ impl World {
         let result = match &output {
             Output::Done(result) => result.clone(),
             Output::Bytes(result) => result.as_ref().map(drop).map_err(Clone::clone),
+            Output::Count(result) => result.as_ref().map(drop).map_err(Clone::clone),
         };
         lived.waited = self.bed.now_ns().saturating_sub(op.began_ns) >= PIN_WAIT.as_nanos() as u64;
+        lived.written =
+            self.setup.shards == 1 && self.bed.now_ns() - self.life.written_ns < PIN_WAIT.as_nanos() as u64;
+        lived.soft = self.setup.retry == RetryPolicy::Soft;
         lived.latched = self.life.latched;
         lived.doomed |= self.life.doomed;
         lived.closed |= matches!(self.mappings[mapping].state, MappingState::Closing | MappingState::Limbo);
         lived.struck |= self.life.struck != super::rules::Faults::default();
-        lived.read_failed |= self.setup.splits_pages() && lived.struck;
+        lived.read_failed |= self.setup.splits_pages(mapping) && lived.struck;
         if let Kind::Sync { handle, .. } = kind {
             lived.owed = self.handle_states[handle].owed;
         }
@@ -104,6 +108,16 @@ impl World {
                     self.check_read(&what, mapping, &range, &since, &bytes, op.polls == 1);
                 }
             }
+            (Kind::TryWrite { range }, Output::Count(count)) => {
+                let began = count.as_ref().is_ok_and(|&count| count > 0).then_some(began);
+                if let Ok(count) = count
+                    && count as u64 != range.end - range.start
+                {
+                    violated(Rule::Wb24, format!("{what}, of a single page, has written {count} bytes"));
+                }
+                self.end_change(id, mapping, &range, began, now);
+                self.met(Rule::Wb24);
+            }
             (Kind::Write { range }, _) => {
                 let began = result.is_ok().then_some(began);
                 if began.is_some() && op.polls == 1 {
@@ -112,15 +126,15 @@ impl World {
                 self.end_change(id, mapping, &range, began, now);
             }
             (Kind::Discard { range, zeroes_failed }, _) => {
-                let others = self.mappings[mapping].pages[pages_of(&range)].iter();
+                let others = self.mappings[mapping].pages[self.setup.pages_of(mapping, &range)].iter();
                 let untouched: Vec<bool> = others.map(|page| page.touched < began).collect();
                 self.end_change(id, mapping, &range, result.is_ok().then_some(began), now);
                 match result {
                     Ok(()) if zeroes_failed => {}
                     Ok(()) => self.note_discarded(mapping, &range, &untouched),
-                    Err(_) => {
-                        self.mappings[mapping].pages[pages_of(&range)].iter_mut().for_each(Page::thrown_away)
-                    }
+                    Err(_) => self.mappings[mapping].pages[self.setup.pages_of(mapping, &range)]
+                        .iter_mut()
+                        .for_each(Page::thrown_away),
                 }
             }
             (Kind::Pin { page, cell }, _) => {
@@ -166,7 +180,7 @@ impl World {
                 }
                 self.check_flushes();
             }
-            (Kind::Read { .. }, Output::Done(_)) => {}
+            (Kind::Read { .. } | Kind::TryWrite { .. }, _) => {}
         }
     }
 
@@ -178,7 +192,7 @@ impl World {
         began: Option<Moment>,
         now: Moment,
     ) {
-        let pages = &mut self.mappings[mapping].pages[pages_of(range)];
+        let pages = &mut self.mappings[mapping].pages[self.setup.pages_of(mapping, range)];
         pages.iter_mut().for_each(|page| page.end(id, began, now));
     }
 
@@ -191,7 +205,7 @@ impl World {
         bytes: &[u8],
         at_once: bool,
     ) {
-        for ((page, within, part), since) in parts(range).zip(since) {
+        for ((page, within, part), since) in self.setup.parts(mapping, range).zip(since) {
             let modelled = &mut self.mappings[mapping].pages[page];
             let bytes = &bytes[part];
             // What came in one poll is what is there now; else each page was there at some time of the read.
@@ -208,11 +222,14 @@ impl World {
             }
         }
         self.met(Rule::Wb27);
+        if self.bed.engine().stats().readahead_pages > 0 {
+            self.met(Rule::Wb28);
+        }
     }
 
     /// A write that came in one poll found none of its pages with the device.
     fn check_stable(&mut self, what: &str, mapping: usize, range: &Range<u64>) {
-        for page in pages_of(range) {
+        for page in self.setup.pages_of(mapping, range) {
             if self.is_in_flight(mapping, page, NvmOpcode::WRITE) {
                 violated(Rule::Wb25Stable, format!("{what} changed page {page} while the device writes it"));
             }
@@ -224,8 +241,8 @@ impl World {
 
     /// Pages that nothing else has changed meanwhile are gone for good.
     fn note_discarded(&mut self, mapping: usize, range: &Range<u64>, untouched: &[bool]) {
-        for ((page, within, part), &untouched) in parts(range).zip(untouched) {
-            let whole = within == 0 && part.len() as u64 == self.setup.page_bytes(page);
+        for ((page, within, part), &untouched) in self.setup.parts(mapping, range).zip(untouched) {
+            let whole = within == 0 && part.len() as u64 == self.setup.page_bytes(mapping, page);
             let modelled = &mut self.mappings[mapping].pages[page];
             modelled.discarded = whole && untouched && !modelled.is_busy();
         }
@@ -298,10 +315,9 @@ impl World {
         let Synced { began, mapping, pages, since } = synced;
         let (mut waited, mut failed, mut flushed) = (false, false, false);
         for (page, since) in pages.zip(&since) {
-            let bytes = self.setup.page_bytes(page);
             let modelled = &self.mappings[mapping].pages[page];
             if !modelled.is_busy() && modelled.touched < began {
-                if modelled.changed > 0 && modelled.oldest_write(bytes) < modelled.changed {
+                if modelled.changed > 0 && modelled.oldest_write() < modelled.changed {
                     let rule =
                         if modelled.write_failed > 0 { Rule::Wb23Undurable } else { Rule::Wb29Written };
                     violated(
@@ -309,7 +325,7 @@ impl World {
                         format!(
                             "{what} succeeded, but page {page} was changed at {} and its last write began at {} (failed: {})",
                             modelled.changed,
-                            modelled.oldest_write(bytes),
+                            modelled.oldest_write(),
                             modelled.write_failed
                         ),
                     );
@@ -348,12 +364,12 @@ impl World {
     fn judge_quiet(&mut self, what: &str, quiet: &Quiet, waited: bool, result: &foliant::Result<()>) {
         if self.bed.engine().stats().passes_background != quiet.background_passes
             || self.life.is_power_off
-            || self.setup.splits_pages() && self.life.struck.has(Fault::WriteTransient)
+            || self.setup.splits_pages(quiet.mapping) && self.life.struck.has(Fault::WriteTransient)
             || !matches!(result, Ok(()) | Err(Error::Device { .. }))
         {
             return;
         }
-        let mut tried = [false; PAGES];
+        let mut tried = vec![false; self.setup.pages(quiet.mapping)];
         for (at, &(qid, extent)) in quiet.writes.iter().enumerate() {
             let earlier = quiet.writes[..at].iter().rfind(|(other, _)| *other == qid);
             if let Some((_, before)) = earlier
@@ -378,7 +394,7 @@ impl World {
             }
         }
         // Who gives up waiting for a holder has come no further there, whichever shard's error is told.
-        let end = quiet.held.filter(|_| waited).unwrap_or(PAGES);
+        let end = quiet.held.filter(|_| waited).unwrap_or(usize::MAX);
         for &page in &quiet.dirty {
             if !tried[page] && page < end && self.mappings[quiet.mapping].pages[page].touched < quiet.began {
                 violated(
@@ -395,13 +411,13 @@ impl World {
 
     /// Neighbours in one sync share a command, up to the device's limits (WB-11).
     fn check_runs(&mut self, what: &str, quiet: &Quiet) {
-        if !quiet.alone || self.setup.splits_pages() {
+        if !quiet.alone || self.setup.splits_pages(quiet.mapping) {
             return;
         }
         let limit = u64::from(self.bed.engine().identity().max_transfer_bytes);
         let boundary = u64::from(self.setup.noiob_blocks) * u64::from(self.setup.block_bytes);
         // Two mappings begin their stripes anew, and no command crosses one.
-        let stripe = |byte: u64| byte / (512 * PAGE);
+        let stripe = |byte: u64| byte / (512 * FRAME);
         // Those go out each by itself.
         let is_poisoned = |(_, page): (usize, usize)| quiet.poisoned[page];
         let mut met = false;
@@ -440,6 +456,15 @@ impl World {
     pub(crate) fn check_write_started(&mut self, extent: Extent) {
         let mut any_held = false;
         let pages = self.pages_at(extent);
+        if let (Some(&(mapping, first)), Some(&(_, last))) = (pages.first(), pages.last())
+            && self.mappings[mapping].is_atomic
+        {
+            let start = self.setup.device_offset_of(mapping, first);
+            let end = self.setup.device_offset_of(mapping, last) + self.setup.page_bytes(mapping, last);
+            if (extent.start, extent.end()) != (start, end) {
+                violated(Rule::Wb44, format!("{extent:?} is written, a part of atomic pages {pages:?}"));
+            }
+        }
         if pages.iter().any(|&(mapping, page)| self.mappings[mapping].pages[page].poisoned == Poisoned::Yes) {
             if pages.len() > 1 {
                 violated(
@@ -486,6 +511,7 @@ impl World {
             return;
         }
         self.bed.assert_consistent();
+        self.check_dirty_memory();
         self.met(Rule::Wb04);
         let (rung, taken) =
             (self.bed.engine().stats().doorbells, self.bed.device.stats().sq_batches - self.life.sq_batches);
@@ -499,14 +525,33 @@ impl World {
         self.met(Rule::Wb18);
     }
 
+    /// Dirty memory stays below its limit, but for what was held exclusively before it came near.
+    fn check_dirty_memory(&mut self) {
+        let largest = 1 << self.setup.orders.into_iter().max().unwrap_or(0);
+        let mut is_near = false;
+        for memory in self.bed.dirty_memory() {
+            let dirty = memory.dirty_pages + memory.writeback_pages;
+            if dirty > memory.limit_pages + PINS_MAX as u64 * largest {
+                violated(Rule::Wb24, format!("dirty memory is above its limit: {memory:?}"));
+            }
+            is_near |= dirty > memory.freerun_pages;
+        }
+        if is_near {
+            self.met(Rule::Wb24);
+        }
+    }
+
     // ---- what survives ------------------------------------------------------------------------------------
 
     /// The power was cut: the medium holds what was promised, or something newer.
     pub(crate) fn check_what_is_left(&mut self) {
-        let unit_bytes = self.setup.unit_bytes() as usize;
-        let (mut promised, mut open) = (false, false);
+        let (mut promised, mut open, mut atomic) = (false, false, false);
         for mapping in 0..self.setup.mappings {
-            for page in 0..PAGES {
+            let is_atomic = self.mappings[mapping].is_atomic;
+            let unit_bytes =
+                if is_atomic { self.setup.page_len(mapping) } else { self.setup.unit_bytes(mapping) };
+            let unit_bytes = unit_bytes as usize;
+            for page in 0..self.setup.pages(mapping) {
                 let image = self.image(mapping, page);
                 let modelled = &self.mappings[mapping].pages[page];
                 if !modelled.may_be_left(&image, unit_bytes) {
@@ -516,6 +561,11 @@ impl World {
                         Rule::Wb25OldOrNew
                     } else {
                         Rule::Wb29Durable
+                    };
+                    let rule = if modelled.may_be_left(&image, self.setup.unit_bytes(mapping) as usize) {
+                        Rule::Wb44
+                    } else {
+                        rule
                     };
                     let count = modelled.medium_versions();
                     violated(
@@ -529,9 +579,10 @@ impl World {
                     self.setup.write_cache == WriteCache::None || modelled.cached_at() < self.life.flushed;
                 promised |= modelled.written.iter().any(|&began| began > 0) && settled;
                 open |= modelled.medium_versions() > 1;
+                atomic |= is_atomic && modelled.medium_versions() > 1;
             }
         }
-        for (rule, met) in [(Rule::Wb29Durable, promised), (Rule::Wb25OldOrNew, open)] {
+        for (rule, met) in [(Rule::Wb29Durable, promised), (Rule::Wb25OldOrNew, open), (Rule::Wb44, atomic)] {
             if met {
                 self.met(rule);
             }
@@ -540,7 +591,7 @@ impl World {
 
     /// The process died: each unit on the device is something that it once was.
     pub(crate) fn check_killed(&mut self, mapping: usize, page: usize, image: &[u8]) {
-        if !self.mappings[mapping].pages[page].may_be_left(image, self.setup.unit_bytes() as usize) {
+        if !self.mappings[mapping].pages[page].may_be_left(image, self.setup.unit_bytes(mapping) as usize) {
             violated(
                 Rule::Wb29Durable,
                 format!("after a crash page {page} of mapping {mapping} holds what it never was"),

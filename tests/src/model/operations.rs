@@ -13,7 +13,7 @@ use foliant_nvme_spec::NvmOpcode;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::case::{MAPPING_SPACE, PAGE, PAGES, file_offset, file_page};
+use super::case::{FRAME, file_offset};
 use super::content::{Moment, OpId, Page, Poisoned, Snapshot};
 use super::rules::{Fault, Rule};
 use super::telling::{Circumstances, Owed};
@@ -21,7 +21,7 @@ use super::violated;
 use super::world::{MappingState, Quiet, World};
 
 /// Pins held at once at most: frames must be left for others.
-const PINS_MAX: usize = 6;
+pub(crate) const PINS_MAX: usize = 6;
 /// Handles at most.
 const HANDLES_MAX: usize = 6;
 
@@ -41,6 +41,7 @@ pub(crate) struct HandleState {
 pub(crate) enum Output {
     Done(foliant::Result<()>),
     Bytes(foliant::Result<Vec<u8>>),
+    Count(foliant::Result<usize>),
 }
 
 /// What an operation is, and what the model needs at its end.
@@ -50,6 +51,9 @@ pub(crate) enum Kind {
         since: Vec<Snapshot>,
     },
     Write {
+        range: Range<u64>,
+    },
+    TryWrite {
         range: Range<u64>,
     },
     Discard {
@@ -115,6 +119,7 @@ impl World {
         match opened {
             Ok(opened) => {
                 self.mappings[mapping].state = MappingState::Open;
+                self.mappings[mapping].is_atomic = opened.is_page_atomic();
                 let id = self.new_handle_state(mapping);
                 self.handles.push((id, Rc::new(opened)));
                 self.handles.last().cloned()
@@ -174,9 +179,9 @@ impl World {
 
     pub(super) fn write(&mut self, on: u8, at: u32, len: u32) {
         let Some((handle_id, handle)) = self.handle(on) else { return };
-        let range = self.setup.clip(at, len);
         let mapping = self.handle_states[handle_id].mapping;
-        self.make_room(mapping, &pages_of(&range));
+        let range = self.setup.clip(mapping, at, len);
+        self.make_room(mapping, &self.setup.pages_of(mapping, &range));
         let data = self.data(range.end - range.start);
         let id = self.begin_change(mapping, &range, &data);
         let offset = file_offset(range.start);
@@ -184,14 +189,41 @@ impl World {
         self.start(id, mapping, Kind::Write { range }, Box::pin(future));
     }
 
+    pub(super) fn try_write(&mut self, on: u8, at: u32, len: u32) {
+        let Some((handle_id, handle)) = self.handle(on) else { return };
+        let mapping = self.handle_states[handle_id].mapping;
+        let range = self.setup.clip(mapping, at, len);
+        // All or nothing: of more than one frame a part may be written.
+        let range = range.start..range.end.min(range.start / FRAME * FRAME + FRAME);
+        self.make_room(mapping, &self.setup.pages_of(mapping, &range));
+        let data = self.data(range.end - range.start);
+        let id = self.begin_change(mapping, &range, &data);
+        let offset = file_offset(range.start);
+        let future = async move { Output::Count(handle.try_write_at_async(offset, &data).await) };
+        self.start(id, mapping, Kind::TryWrite { range }, Box::pin(future));
+    }
+
+    pub(super) fn prefetch(&mut self, on: u8, at: u32, len: u32) {
+        let Some((handle_id, handle)) = self.handle(on) else { return };
+        let mapping = self.handle_states[handle_id].mapping;
+        let range = self.setup.clip(mapping, at, len);
+        let len = range.end - range.start;
+        let offset = file_offset(range.start);
+        match handle.prefetch(offset..offset + len) {
+            Ok(asked) if asked <= len => {}
+            Err(Error::Closed) if self.mappings[mapping].state != MappingState::Open => {}
+            other => violated(Rule::Wb28, format!("a prefetch of {len} bytes ended with {other:?}")),
+        }
+    }
+
     pub(super) fn discard(&mut self, on: u8, at: u32, len: u32) {
         let Some((handle_id, handle)) = self.handle(on) else { return };
-        let range = self.setup.clip(at, len);
         let mapping = self.handle_states[handle_id].mapping;
-        self.make_room(mapping, &pages_of(&range));
+        let range = self.setup.clip(mapping, at, len);
+        self.make_room(mapping, &self.setup.pages_of(mapping, &range));
         let zeroes = vec![0; (range.end - range.start) as usize];
         let id = self.begin_change(mapping, &range, &zeroes);
-        let pages = &mut self.mappings[mapping].pages[pages_of(&range)];
+        let pages = &mut self.mappings[mapping].pages[self.setup.pages_of(mapping, &range)];
         pages.iter_mut().for_each(|page| page.begin_discard(id));
         let offset = file_offset(range.start);
         let bytes = offset..offset + (range.end - range.start);
@@ -201,7 +233,7 @@ impl World {
 
     pub(super) fn begin_change(&mut self, mapping: usize, range: &Range<u64>, data: &[u8]) -> OpId {
         let (id, now) = (self.next_op, self.now());
-        for (page, within, part) in parts(range) {
+        for (page, within, part) in self.setup.parts(mapping, range) {
             self.mappings[mapping].pages[page].begin(id, within, &data[part], now);
             self.note_change(mapping, page);
         }
@@ -220,9 +252,9 @@ impl World {
 
     pub(super) fn read(&mut self, on: u8, at: u32, len: u32) {
         let Some((handle_id, handle)) = self.handle(on) else { return };
-        let range = self.setup.clip(at, len);
         let mapping = self.handle_states[handle_id].mapping;
-        let since = self.snapshots(mapping, &pages_of(&range));
+        let range = self.setup.clip(mapping, at, len);
+        let since = self.snapshots(mapping, &self.setup.pages_of(mapping, &range));
         let (offset, len) = (file_offset(range.start), (range.end - range.start) as usize);
         let future = async move {
             let mut bytes = vec![0; len];
@@ -245,11 +277,13 @@ impl World {
             return self.release(0);
         }
         let Some((handle_id, handle)) = self.handle(on) else { return };
-        let page = usize::from(page) % PAGES;
+        let mapping = self.handle_states[handle_id].mapping;
+        let page = self.setup.page_of(mapping, page);
         let cell = Rc::new(PinCell::default());
         let shared = cell.clone();
+        let file_page = self.setup.file_page(mapping, page);
         let future = async move {
-            match handle.pin_async(file_page(page)).await {
+            match handle.pin_async(file_page).await {
                 Err(error) => Output::Done(Err(error)),
                 Ok(pin) => {
                     *shared.granted.borrow_mut() = Some(pin.to_vec());
@@ -260,7 +294,6 @@ impl World {
                 }
             }
         };
-        let mapping = self.handle_states[handle_id].mapping;
         self.start(self.next_op, mapping, Kind::Pin { page, cell }, Box::pin(future));
     }
 
@@ -269,12 +302,14 @@ impl World {
             return self.release(0);
         }
         let Some((handle_id, handle)) = self.handle(on) else { return };
-        let page = usize::from(page) % PAGES;
+        let mapping = self.handle_states[handle_id].mapping;
+        let page = self.setup.page_of(mapping, page);
         let cell = Rc::new(PinCell::default());
         let shared = cell.clone();
-        let data = self.data(u64::from(change).min(self.setup.page_bytes(page)));
+        let file_page = self.setup.file_page(mapping, page);
+        let data = self.data(u64::from(change).min(self.setup.page_bytes(mapping, page)));
         let future = async move {
-            match handle.pin_mut_async(file_page(page)).await {
+            match handle.pin_mut_async(file_page).await {
                 Err(error) => Output::Done(Err(error)),
                 Ok(mut pin) => {
                     *shared.granted.borrow_mut() = Some(pin.to_vec());
@@ -292,12 +327,20 @@ impl World {
                 }
             }
         };
-        let mapping = self.handle_states[handle_id].mapping;
         self.start(self.next_op, mapping, Kind::PinMut { page, cell }, Box::pin(future));
     }
 
-    pub(super) fn sync(&mut self, on: u8, pages: Range<usize>, at_rest: bool) {
+    pub(super) fn sync(&mut self, on: u8, at_rest: bool) {
         if let Some((id, handle)) = self.handle(on) {
+            let pages = 0..self.setup.pages(self.handle_states[id].mapping);
+            self.start_sync(id, &handle, pages, at_rest);
+        }
+    }
+
+    pub(super) fn sync_range(&mut self, on: u8, at: u32, len: u32, at_rest: bool) {
+        if let Some((id, handle)) = self.handle(on) {
+            let mapping = self.handle_states[id].mapping;
+            let pages = self.setup.pages_of(mapping, &self.setup.clip(mapping, at, len));
             self.start_sync(id, &handle, pages, at_rest);
         }
     }
@@ -311,8 +354,9 @@ impl World {
     ) {
         let mapping = self.handle_states[id].mapping;
         let handle = handle.clone();
-        let whole = pages == (0..PAGES);
-        let bytes = file_page(pages.start) * PAGE..(file_page(pages.end - 1) + 1) * PAGE;
+        let whole = pages == (0..self.setup.pages(mapping));
+        let start = |page| self.setup.file_offset_of(mapping, page);
+        let bytes = start(pages.start)..start(pages.end - 1) + self.setup.page_len(mapping);
         let future = async move {
             let bytes = bytes.start..bytes.end.min(handle.len());
             Output::Done(if whole { handle.sync_async().await } else { handle.sync_range_async(bytes).await })
@@ -337,31 +381,31 @@ impl World {
     pub(crate) fn is_surely_dirty(&self, mapping: usize, page: usize) -> bool {
         let modelled = &self.mappings[mapping].pages[page];
         modelled.changed > 0
-            && modelled.oldest_write(self.setup.page_bytes(page)) < modelled.changed
+            && modelled.oldest_write() < modelled.changed
+            && !modelled.is_discarding()
             && !self.is_in_flight(mapping, page, NvmOpcode::WRITE)
     }
 
     pub(crate) fn is_in_flight(&self, mapping: usize, page: usize, opcode: NvmOpcode) -> bool {
-        let start = MAPPING_SPACE * mapping as u64 + file_page(page) * PAGE;
+        let (start, len) = (self.setup.device_offset_of(mapping, page), self.setup.page_len(mapping));
         // What will be tried again is as much the device's as what it has.
-        if opcode == NvmOpcode::WRITE && self.life.retries.has(start, PAGE) {
+        if opcode == NvmOpcode::WRITE && self.life.retries.has(start, len) {
             return true;
         }
         self.log.in_flight().any(|flight| {
-            flight.opcode == opcode && flight.extent.start < start + PAGE && start < flight.extent.end()
+            flight.opcode == opcode && flight.extent.start < start + len && start < flight.extent.end()
         })
     }
 
     pub(super) fn begin_quiet(&mut self, mapping: usize, pages: Range<usize>) {
-        let vague = self.setup.splits_pages() && self.life.struck.has(Fault::WriteTransient);
+        let vague = self.setup.splits_pages(mapping) && self.life.struck.has(Fault::WriteTransient);
         if self.life.latched || self.life.is_power_off || vague {
             return;
         }
         let modelled = &self.mappings[mapping];
-        let bytes = |page| self.setup.page_bytes(page);
         // Where pages take several commands, one that fails leaves pages dirty that another one has written.
-        let whole = !self.setup.splits_pages();
-        let clean = modelled.pages.iter().enumerate().map(|(page, one)| whole && one.is_clean(bytes(page)));
+        let whole = !self.setup.splits_pages(mapping);
+        let clean = modelled.pages.iter().map(|page| whole && page.is_clean());
         let clean = clean.collect();
         let dirty = pages
             .clone()
@@ -391,7 +435,9 @@ impl World {
         }
         let closer = (*handle).clone();
         let id = self.new_handle_state(mapping);
-        let Kind::Sync { handle, pages, since, held, .. } = self.sync_kind(id, mapping, 0..PAGES) else {
+        let Kind::Sync { handle, pages, since, held, .. } =
+            self.sync_kind(id, mapping, 0..self.setup.pages(mapping))
+        else {
             return;
         };
         let kind = Kind::Sync { handle, pages, since, held, closes: Some(self.handle_states[handle].owed) };
@@ -426,6 +472,7 @@ impl World {
         }
         self.ops.iter_mut().for_each(|op| op.lived.company = true);
         let lived = Circumstances {
+            tries: matches!(kind, Kind::TryWrite { .. }),
             company,
             closed: self.mappings[mapping].state != MappingState::Open,
             ..Circumstances::default()
@@ -490,11 +537,13 @@ impl World {
         drop(future);
         let now = self.now();
         match kind {
-            Kind::Write { range } => {
-                let pages = &mut self.mappings[mapping].pages[pages_of(&range)];
+            Kind::Write { range } | Kind::TryWrite { range } => {
+                let pages = &mut self.mappings[mapping].pages[self.setup.pages_of(mapping, &range)];
                 pages.iter_mut().for_each(|page| page.end(id, None, now));
             }
-            Kind::Discard { range, .. } => self.zombies.push((id, mapping, pages_of(&range))),
+            Kind::Discard { range, .. } => {
+                self.zombies.push((id, mapping, self.setup.pages_of(mapping, &range)))
+            }
             Kind::Sync { closes: Some(_), .. } => self.mappings[mapping].state = MappingState::Limbo,
             Kind::Sync { .. } => self.life.sync_abandoned = true,
             Kind::Read { .. } | Kind::Pin { .. } | Kind::PinMut { .. } => {}
@@ -542,6 +591,7 @@ impl Op {
         let what = match &self.kind {
             Kind::Read { range, .. } => format!("read of {range:?}"),
             Kind::Write { range } => format!("write of {range:?}"),
+            Kind::TryWrite { range } => format!("impatient write of {range:?}"),
             Kind::Discard { range, .. } => format!("discard of {range:?}"),
             Kind::Pin { page, .. } => format!("pin of page {page}"),
             Kind::PinMut { page, .. } => format!("exclusive pin of page {page}"),
@@ -560,20 +610,4 @@ pub(super) fn index(number: u8, count: usize) -> Option<usize> {
 /// The `number`th of `count` from the newest, counted round.
 pub(super) fn newest(number: u8, count: usize) -> Option<usize> {
     index(number, count).map(|number| count - 1 - number)
-}
-
-/// The pages of the model that a range of its bytes touches.
-pub(crate) fn pages_of(range: &Range<u64>) -> Range<usize> {
-    (range.start / PAGE) as usize..range.end.div_ceil(PAGE) as usize
-}
-
-/// A range of the model's bytes page by page: the page, the first byte within it, and which part of the range that is.
-pub(crate) fn parts(range: &Range<u64>) -> impl Iterator<Item = (usize, usize, Range<usize>)> + use<> {
-    let (start, end) = (range.start, range.end);
-    pages_of(range).map(move |page| {
-        let page_start = page as u64 * PAGE;
-        let from = page_start.max(start);
-        let to = (page_start + PAGE).min(end);
-        (page, (from - page_start) as usize, (from - start) as usize..(to - start) as usize)
-    })
 }

@@ -1,5 +1,7 @@
 //! Cases that failed once. They are run before any others; a new one is pasted here as the failing run printed it.
 
+use foliant::RetryPolicy;
+
 use super::Case;
 use super::case::Setup;
 use super::case::Step::{
@@ -19,6 +21,10 @@ const PLAIN: Setup = Setup {
     block_bytes: 512,
     write_cache: Volatile,
     background_percent: 50,
+    dirty_percent: 100,
+    readahead_bytes_max: 512 << 10,
+    retry: RetryPolicy::Hard,
+    orders: [0; 2],
 };
 
 /// Their names, and the cases.
@@ -28,7 +34,23 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a sync that fails by a pin takes the event of a failed write with it", failed_write_behind_a_pin()),
         ("a discard that gives up leaves pages as the device last had them", discard_that_gives_up()),
         ("what a killed process left in flight is lost without a write cache", zeroes_in_flight_at_a_kill()),
+        ("who waits at the dirty limit goes on when others give up", others_give_up_at_the_dirty_limit()),
     ]
+}
+
+fn others_give_up_at_the_dirty_limit() -> Case {
+    let setup = Setup {
+        frames: 163,
+        background_percent: 7,
+        dirty_percent: 30,
+        readahead_bytes_max: 0,
+        orders: [4, 0],
+        ..PLAIN
+    };
+    let late = Write { on: 0, at: 110_592, len: 1 };
+    let steps =
+        [Pin { on: 0, page: 25 }, Write { on: 0, at: 49152, len: 20480 }, late, late, Finish { op: 0 }];
+    Case::new(setup, &steps)
 }
 
 fn failed_write_behind_a_pin() -> Case {

@@ -48,6 +48,8 @@ names! {
         Wb23Undurable = "WB-23 failed is not clean",
         /// A page whose write failed goes out by itself, so that it doesn't fail its neighbours.
         Wb23Apart = "WB-23 poisoned apart",
+        /// Dirty memory stays below its limit; who is refused or ends waiting there was above the middle.
+        Wb24 = "WB-24 dirty memory bounded",
         /// What a device reads, or somebody has pinned, doesn't change.
         Wb25Stable = "WB-25 stable under I/O",
         /// After a power cut each atomic unit is old or new.
@@ -56,6 +58,8 @@ names! {
         Wb26 = "WB-26 discard",
         /// A read returns the newest, also of what was evicted and read in again.
         Wb27 = "WB-27 newest is read",
+        /// What was read ahead is the newest, too.
+        Wb28 = "WB-28 newest is read ahead",
         /// When a sync succeeds, writes of everything changed before it have completed.
         Wb29Written = "WB-29 all writes waited for",
         /// When a sync succeeds, a flush has that began after those writes completed.
@@ -66,6 +70,8 @@ names! {
         Wb30 = "WB-30 failed flush latches",
         /// Every data pointer is its folio's frame.
         Wb41 = "WB-41 data lies in frames",
+        /// A page that the engine calls atomic goes out whole, and is old or new after a power cut.
+        Wb44 = "WB-44 pages aren't torn",
         /// Everything ends, within the time that the options allow.
         Bounded = "everything ends",
     }
@@ -108,7 +114,9 @@ pub fn out_of_reach(fault: Fault, rule: Rule) -> Option<&'static str> {
             Some("no write has failed")
         }
         (Nothing, Rule::Wb30) => Some("no flush has failed"),
-        (Nothing, Rule::Wb25OldOrNew | Rule::Wb29Durable) => Some("it is a power cut that shows it"),
+        (Nothing, Rule::Wb25OldOrNew | Rule::Wb29Durable | Rule::Wb44) => {
+            Some("it is a power cut that shows it")
+        }
         (Flush, Rule::Wb01 | Rule::Wb03 | Rule::Wb05 | Rule::Wb11) => {
             Some("after a failed flush a sync writes nothing")
         }

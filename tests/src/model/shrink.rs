@@ -1,11 +1,13 @@
 //! From a failing case to a small one: steps are taken out in ever smaller chunks, then numbers made simpler, as long as
 //! the same rule is broken (delta debugging).
 
+use foliant::RetryPolicy;
+
 use super::case::{Case, Notice, Setup, Step, Trouble, WriteCache};
 use super::{Violation, run};
 
 /// Runs that shrinking may cost.
-const TRIES_MAX: u32 = 3_000;
+const TRIES_MAX: u32 = 1_000;
 
 /// The smallest failing case found, and how it fails.
 #[must_use]
@@ -70,7 +72,7 @@ impl Shrinker {
     }
 
     fn simplify_setup(&mut self) {
-        let plain: [fn(&mut Setup); 9] = [
+        let plain: [fn(&mut Setup); 13] = [
             |setup| setup.shards = 1,
             |setup| setup.mappings = 1,
             |setup| setup.mdts = 0,
@@ -78,6 +80,10 @@ impl Shrinker {
             |setup| setup.awupf_z = 0,
             |setup| setup.block_bytes = 512,
             |setup| setup.queue_entries = 64,
+            |setup| setup.orders = [0; 2],
+            |setup| setup.dirty_percent = 100,
+            |setup| setup.readahead_bytes_max = 0,
+            |setup| setup.retry = RetryPolicy::Hard,
             |setup| setup.frames = 55,
             |setup| setup.write_cache = WriteCache::Volatile,
         ];
@@ -119,6 +125,21 @@ fn simpler(step: &Step) -> Vec<Step> {
         }
         Step::Read { on, at, len } => {
             both(ons(on), ranges(at, len), on, (at, len), |on, (at, len)| Step::Read { on, at, len })
+        }
+        Step::TryWrite { on, at, len } => {
+            let mut steps =
+                both(ons(on), ranges(at, len), on, (at, len), |on, (at, len)| Step::TryWrite { on, at, len });
+            steps.push(Step::Write { on, at, len });
+            steps
+        }
+        Step::Scan { on, at, len } => {
+            let mut steps =
+                both(ons(on), ranges(at, len), on, (at, len), |on, (at, len)| Step::Scan { on, at, len });
+            steps.push(Step::Read { on, at, len });
+            steps
+        }
+        Step::Prefetch { on, at, len } => {
+            both(ons(on), ranges(at, len), on, (at, len), |on, (at, len)| Step::Prefetch { on, at, len })
         }
         Step::Discard { on, at, len } => {
             both(ons(on), ranges(at, len), on, (at, len), |on, (at, len)| Step::Discard { on, at, len })

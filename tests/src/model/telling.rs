@@ -30,6 +30,9 @@ pub fn latches(status: Status) -> bool {
     !(status.is_retryable() && NOT_CARRIED_OUT.contains(&status.code()))
 }
 
+/// Pages that one request names at most.
+const REQUEST_PAGES_MAX: u64 = 32;
+
 /// What an operation has lived through, as far as it excuses errors.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Circumstances {
@@ -49,6 +52,12 @@ pub struct Circumstances {
     pub doomed: bool,
     /// It has waited for as long as anything may wait for others.
     pub waited: bool,
+    /// It asked not to wait.
+    pub tries: bool,
+    /// Its mapping is soft.
+    pub soft: bool,
+    /// A page was written lately.
+    pub written: bool,
     /// Others were in flight, or held pins.
     pub company: bool,
     /// Any fault has struck.
@@ -74,6 +83,18 @@ pub fn is_excused(error: &Error, lived: &Circumstances) -> bool {
         Error::NamespaceFailed { .. } => lived.latched,
         Error::CacheFull { .. } => lived.waited && (lived.company || lived.struck),
         Error::PinnedTooLong { .. } => lived.waited && lived.company,
+        // Nothing was written all the time, and what the largest request dirties didn't fit.
+        Error::DirtyLimit { dirty_pages, limit_pages, .. } => {
+            lived.waited
+                && (lived.company || lived.struck)
+                && !lived.written
+                && dirty_pages + REQUEST_PAGES_MAX + limit_pages / 8 >= *limit_pages
+        }
+        // It doesn't pass those who wait either.
+        Error::Throttled { dirty_pages, limit_pages } => {
+            lived.tries && (lived.company || dirty_pages * 2 >= *limit_pages)
+        }
+        Error::TryAgain { .. } => lived.put_off && lived.soft,
         Error::Closed => lived.closed,
         Error::ShardFailed { .. } => lived.doomed,
         _ => false,

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use foliant::Mapping;
 
-use super::case::{COMMAND_TIMEOUT, Notice, PAGES, Setup, Step, Trouble};
+use super::case::{COMMAND_TIMEOUT, Notice, Setup, Step, Trouble};
 use super::content::{Moment, OpId, Page};
 use super::device_log::{DeviceLog, Extent};
-use super::operations::{HandleId, HandleState, Op, index, newest, pages_of};
+use super::operations::{HandleId, HandleState, Op, index, newest};
 use super::retries::Retries;
 use super::rules::{Fault, Faults, Met, Rule};
 use super::telling::Owed;
@@ -26,6 +26,8 @@ const OPS_MAX: usize = 10;
 pub(crate) struct Modelled {
     pub pages: Vec<Page>,
     pub state: MappingState,
+    /// The engine says that no power cut tears its pages.
+    pub is_atomic: bool,
     /// What a handle is owed that is opened now.
     pub unseen: Owed,
     /// When any handle was last told of a failed writeback.
@@ -71,6 +73,8 @@ pub(crate) struct Quiet {
 #[derive(Debug, Default)]
 pub(crate) struct Life {
     pub began_ns: u64,
+    /// When a page was last written.
+    pub written_ns: u64,
     pub struck: Faults,
     pub latched: bool,
     pub doomed: bool,
@@ -117,9 +121,11 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(setup: &Setup) -> Self {
         let bed = Bed::new(setup.device(), setup.engine());
-        let modelled = |_| Modelled {
-            pages: (0..PAGES).map(|page| Page::new(&vec![0; setup.page_bytes(page) as usize])).collect(),
+        let empty = |mapping, page| Page::new(&vec![0; setup.page_bytes(mapping, page) as usize]);
+        let modelled = |mapping| Modelled {
+            pages: (0..setup.pages(mapping)).map(|page| empty(mapping, page)).collect(),
             state: MappingState::Shut,
+            is_atomic: false,
             unseen: Owed::No,
             told: 0,
             had_event: false,
@@ -181,14 +187,19 @@ impl World {
         let was_at_rest = std::mem::take(&mut self.at_rest);
         match *step {
             Step::Write { on, at, len } => self.write(on, at, len),
+            Step::TryWrite { on, at, len } => self.try_write(on, at, len),
             Step::Read { on, at, len } => self.read(on, at, len),
+            Step::Scan { on, at, len } => {
+                for part in 0..4 {
+                    self.read(on, at.wrapping_add(part * len), len);
+                    self.finish(0);
+                }
+            }
+            Step::Prefetch { on, at, len } => self.prefetch(on, at, len),
             Step::Pin { on, page } => self.pin(on, page),
             Step::PinMut { on, page, change } => self.pin_mut(on, page, change),
-            Step::Sync { on } => self.sync(on, 0..PAGES, was_at_rest),
-            Step::SyncRange { on, at, len } => {
-                let range = self.setup.clip(at, len);
-                self.sync(on, pages_of(&range), was_at_rest);
-            }
+            Step::Sync { on } => self.sync(on, was_at_rest),
+            Step::SyncRange { on, at, len } => self.sync_range(on, at, len, was_at_rest),
             Step::Discard { on, at, len } => self.discard(on, at, len),
             Step::Clone { on } => self.clone_handle(on),
             Step::Drop { on } => {
@@ -278,7 +289,7 @@ impl World {
                     for _ in 0..2 {
                         self.settle();
                         let at_rest = std::mem::take(&mut self.at_rest);
-                        self.start_sync(id, &handle, 0..PAGES, at_rest);
+                        self.start_sync(id, &handle, 0..self.setup.pages(mapping), at_rest);
                         self.quiesce();
                     }
                 }
@@ -303,7 +314,7 @@ impl World {
         }
         self.start_anew();
         for mapping in 0..self.setup.mappings {
-            for page in 0..PAGES {
+            for page in 0..self.setup.pages(mapping) {
                 self.mappings[mapping].pages[page] = Page::new(&self.image(mapping, page));
             }
         }
@@ -313,7 +324,7 @@ impl World {
         self.absorb();
         self.start_anew();
         for mapping in 0..self.setup.mappings {
-            for page in 0..PAGES {
+            for page in 0..self.setup.pages(mapping) {
                 let image = self.image(mapping, page);
                 self.check_killed(mapping, page, &image);
                 self.mappings[mapping].pages[page].restarted(&image);
