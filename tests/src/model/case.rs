@@ -89,6 +89,8 @@ pub struct Setup {
     pub readahead_bytes_max: u32,
     /// Who waits for retries.
     pub retry: RetryPolicy,
+    /// Whether the first mapping is behind a gate.
+    pub is_gated: bool,
     /// By mapping: the order of its pages, which have 4096 bytes shifted by it: 0, 2 or 4.
     pub orders: [u8; 2],
 }
@@ -122,6 +124,7 @@ impl Setup {
             dirty_background_percent: self.background_percent,
             dirty_percent: self.dirty_percent.max(self.background_percent + 1),
             pin_wait: PIN_WAIT,
+            gate_wait: PIN_WAIT,
             flush_interval: FLUSH_INTERVAL,
             command_timeout: COMMAND_TIMEOUT,
             requests_max: 64,
@@ -255,6 +258,14 @@ pub enum Step {
     Scan { on: u8, at: u32, len: u32 },
     /// Asks for pages to be read ahead.
     Prefetch { on: u8, at: u32, len: u32 },
+    /// Starts a write that carries the next log sequence number.
+    WriteLsn { on: u8, at: u32, len: u32 },
+    /// Declares the log durable, but for its newest `behind` numbers.
+    Advance { behind: u8 },
+    /// Starts a `flush_until` of a number that is so far behind the next one.
+    FlushUntil { on: u8, behind: u8 },
+    /// Asks for the oldest number that is dirty.
+    Oldest { on: u8 },
     /// Starts a read.
     Read { on: u8, at: u32, len: u32 },
     /// Asks for a shared pin, held until it is released.

@@ -11,6 +11,8 @@
 use std::ops::Range;
 use std::rc::Rc;
 
+use super::logged::Stamp;
+
 /// Names an operation.
 pub type OpId = u32;
 
@@ -85,6 +87,10 @@ pub struct Page {
     pub write_failed: Moment,
     /// Whether a write of it failed for good, and none has succeeded since.
     pub poisoned: Poisoned,
+    /// What it was surely stamped with since the engine was started, until a discard began.
+    pub stamps: Vec<Stamp>,
+    /// The newest number that it may have been stamped with.
+    pub newest_lsn: u64,
     /// Discards of it in flight.
     discards: Vec<OpId>,
     /// When the last one ended.
@@ -110,6 +116,8 @@ impl Page {
             cached: vec![0; sectors],
             write_failed: 0,
             poisoned: Poisoned::No,
+            stamps: Vec::new(),
+            newest_lsn: 0,
             discards: Vec::new(),
             discard_ended: 0,
             discarded: false,
@@ -126,6 +134,8 @@ impl Page {
         (self.touched, self.changed, self.write_failed) = (0, 0, 0);
         self.written.fill(0);
         self.poisoned = Poisoned::No;
+        self.stamps.clear();
+        self.newest_lsn = 0;
         self.discarded = false;
     }
 
@@ -167,6 +177,7 @@ impl Page {
     /// The change that has just begun is a discard.
     pub fn begin_discard(&mut self, op: OpId) {
         self.discards.push(op);
+        self.stamps.clear();
         // Where its folio goes, so does that mark.
         self.poisoned = self.poisoned.min(Poisoned::Perhaps);
     }
@@ -267,6 +278,10 @@ impl Page {
     pub fn wrote(&mut self, sectors: Range<usize>, started: Moment, cached: Moment) {
         self.written[sectors.clone()].fill(started);
         self.cached[sectors].fill(cached);
+        let (oldest, cached) = (self.oldest_write(), self.cached_at());
+        for stamp in self.stamps.iter_mut().filter(|stamp| stamp.began < oldest) {
+            stamp.written.get_or_insert(cached);
+        }
         // All of it, if it takes several commands.
         if self.oldest_write() > self.write_failed {
             self.poisoned = Poisoned::No;

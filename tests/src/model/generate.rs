@@ -98,6 +98,7 @@ impl Generator {
             dirty_percent: self.one_of(&[100, 100, 60, 30]),
             readahead_bytes_max: self.one_of(&[0, 64 << 10, 512 << 10]),
             retry: self.one_of(&[RetryPolicy::Hard, RetryPolicy::Hard, RetryPolicy::Soft]),
+            is_gated: self.random.random_bool(0.4),
             orders,
         }
     }
@@ -139,7 +140,10 @@ impl Generator {
         let on = self.any();
         let (at, len) = self.range();
         let step = match self.random.random_range(0..1000) {
-            0..240 => Step::Write { on, at, len },
+            0..190 => Step::Write { on, at, len },
+            190..230 => Step::WriteLsn { on, at, len },
+            230..234 => Step::FlushUntil { on, behind: self.one_of(&[0, 0, 1, 3]) },
+            234..240 => Step::Oldest { on },
             240..260 => Step::TryWrite { on, at, len },
             260..275 => Step::Scan { on, at, len: 4096 << self.random.random_range(0..3) },
             275..285 => Step::Prefetch { on, at, len },
@@ -169,7 +173,8 @@ impl Generator {
             760..785 => return vec![Step::Abandon { op: self.any() }],
             785..805 => return vec![Step::Finish { op: self.any() }],
             805..840 => return vec![Step::Shard { shard: self.any() }],
-            840..870 => return vec![Step::Settle],
+            840..853 => return vec![Step::Settle],
+            853..870 => return vec![Step::Advance { behind: self.one_of(&[0, 0, 1, 2]) }],
             870..895 => return vec![Step::Time { us: self.microseconds() }],
             // The flusher's interval and its pauses.
             895..905 => return vec![Step::Time { us: self.random.random_range(3_000_000..7_000_000) }],

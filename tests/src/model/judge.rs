@@ -68,17 +68,28 @@ impl World {
     /// An operation has ended.
     pub(crate) fn ended(&mut self, op: Op, output: Output) {
         let what = op.describe();
+        let number = match &op.kind {
+            Kind::Write { lsn, .. } => *lsn,
+            _ => 0,
+        };
+        if number > 0 && matches!(output, Output::Done(Ok(()))) {
+            let now = self.now();
+            self.stamped(&op, number, now);
+        }
         let Op { id, kind, mapping, began, after_latch, mut lived, .. } = op;
         let now = self.now();
         let result = match &output {
             Output::Done(result) => result.clone(),
             Output::Bytes(result) => result.as_ref().map(drop).map_err(Clone::clone),
+            Output::Lsn(result) => result.as_ref().map(drop).map_err(Clone::clone),
             Output::Count(result) => result.as_ref().map(drop).map_err(Clone::clone),
         };
         lived.waited = self.bed.now_ns().saturating_sub(op.began_ns) >= PIN_WAIT.as_nanos() as u64;
         lived.written =
             self.setup.shards == 1 && self.bed.now_ns() - self.life.written_ns < PIN_WAIT.as_nanos() as u64;
         lived.soft = self.setup.retry == RetryPolicy::Soft;
+        lived.gated = self.setup.is_gated && self.log_state.last > 0;
+        lived.stamped = number > 0;
         lived.latched = self.life.latched;
         lived.doomed |= self.life.doomed;
         lived.closed |= matches!(self.mappings[mapping].state, MappingState::Closing | MappingState::Limbo);
@@ -88,7 +99,7 @@ impl World {
             lived.owed = self.handle_states[handle].owed;
         }
         if let Err(error) = &result
-            && !telling::is_excused(error, &lived)
+            && !(telling::is_excused(error, &lived) && self.is_gate_shut(error))
         {
             let rule = match kind {
                 Kind::Sync { .. } => Rule::Wb23Told,
@@ -118,7 +129,19 @@ impl World {
                 self.end_change(id, mapping, &range, began, now);
                 self.met(Rule::Wb24);
             }
-            (Kind::Write { range }, _) => {
+            (Kind::Checkpoint { until }, output) => {
+                match (until, output) {
+                    (Some(until), Output::Done(Ok(()))) => {
+                        self.judge_checkpoint(&what, (mapping, began), Some(until));
+                    }
+                    (None, Output::Lsn(Ok(oldest))) => {
+                        self.judge_checkpoint(&what, (mapping, began), oldest.map(|lsn| lsn.0));
+                    }
+                    _ => {}
+                }
+                self.check_flushes();
+            }
+            (Kind::Write { range, .. }, _) => {
                 let began = result.is_ok().then_some(began);
                 if began.is_some() && op.polls == 1 {
                     self.check_stable(&what, mapping, &range);
@@ -456,6 +479,7 @@ impl World {
     pub(crate) fn check_write_started(&mut self, extent: Extent) {
         let mut any_held = false;
         let pages = self.pages_at(extent);
+        self.check_gate(extent);
         if let (Some(&(mapping, first)), Some(&(_, last))) = (pages.first(), pages.last())
             && self.mappings[mapping].is_atomic
         {
@@ -496,6 +520,7 @@ impl World {
     }
 
     pub(crate) fn check_zeroes_started(&mut self, extent: Extent) {
+        self.check_gate(extent);
         for (mapping, page) in self.pages_at(extent) {
             if self.is_in_flight(mapping, page, NvmOpcode::WRITE) {
                 violated(Rule::Wb26, format!("page {page} is zeroed while a write of it is with the device"));

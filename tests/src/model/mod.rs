@@ -15,6 +15,7 @@
 //! | `operations` | handles and futures: what is started, polled, dropped |
 //! | `driving` | shards and operations take turns until something has ended |
 //! | `device` | faults go in; what the device has seen is taken in |
+//! | `logged` | the gate, and checkpoints |
 //! | `judge` | the checks of the rules, at the end of operations and after power cuts |
 //! | [`rules`] | the rules, the faults, and which of them met |
 //! | [`shrink`] | from a failing case to a small one |
@@ -31,6 +32,7 @@ pub mod device_log;
 pub(crate) mod driving;
 pub mod generate;
 pub(crate) mod judge;
+pub mod logged;
 pub(crate) mod operations;
 pub mod regressions;
 pub mod retries;

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
 
-use foliant::{Error, Mapping};
+use foliant::{Error, Lsn, Mapping, MappingOptions};
 use foliant_nvme_spec::NvmOpcode;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -42,6 +42,7 @@ pub(crate) enum Output {
     Done(foliant::Result<()>),
     Bytes(foliant::Result<Vec<u8>>),
     Count(foliant::Result<usize>),
+    Lsn(foliant::Result<Option<Lsn>>),
 }
 
 /// What an operation is, and what the model needs at its end.
@@ -52,6 +53,12 @@ pub(crate) enum Kind {
     },
     Write {
         range: Range<u64>,
+        /// 0 for none.
+        lsn: u64,
+    },
+    /// A `flush_until`, or the question for the oldest number.
+    Checkpoint {
+        until: Option<u64>,
     },
     TryWrite {
         range: Range<u64>,
@@ -114,7 +121,8 @@ impl World {
         {
             return None;
         }
-        let opened = self.bed.try_open(&self.setup.mapping(mapping));
+        let gate = self.gate.clone().filter(|_| self.is_gated(mapping));
+        let opened = self.bed.try_open(&MappingOptions { gate, ..self.setup.mapping(mapping) });
         self.absorb();
         match opened {
             Ok(opened) => {
@@ -186,7 +194,7 @@ impl World {
         let id = self.begin_change(mapping, &range, &data);
         let offset = file_offset(range.start);
         let future = async move { Output::Done(handle.write_at_async(offset, &data).await) };
-        self.start(id, mapping, Kind::Write { range }, Box::pin(future));
+        self.start(id, mapping, Kind::Write { range, lsn: 0 }, Box::pin(future));
     }
 
     pub(super) fn try_write(&mut self, on: u8, at: u32, len: u32) {
@@ -399,7 +407,7 @@ impl World {
 
     pub(super) fn begin_quiet(&mut self, mapping: usize, pages: Range<usize>) {
         let vague = self.setup.splits_pages(mapping) && self.life.struck.has(Fault::WriteTransient);
-        if self.life.latched || self.life.is_power_off || vague {
+        if self.life.latched || self.life.is_power_off || vague || self.may_wait_for_log(mapping) {
             return;
         }
         let modelled = &self.mappings[mapping];
@@ -465,7 +473,7 @@ impl World {
         let company = !self.ops.is_empty() || !self.zombies.is_empty();
         if let Some(quiet) = &mut self.quiet {
             quiet.alone &= quiet.op == id && !company;
-            if quiet.op != id && matches!(kind, Kind::Sync { .. }) {
+            if quiet.op != id && matches!(kind, Kind::Sync { .. } | Kind::Checkpoint { .. }) {
                 // Whose writes are whose can't be told any more.
                 self.quiet = None;
             }
@@ -537,7 +545,7 @@ impl World {
         drop(future);
         let now = self.now();
         match kind {
-            Kind::Write { range } | Kind::TryWrite { range } => {
+            Kind::Write { range, .. } | Kind::TryWrite { range } => {
                 let pages = &mut self.mappings[mapping].pages[self.setup.pages_of(mapping, &range)];
                 pages.iter_mut().for_each(|page| page.end(id, None, now));
             }
@@ -546,6 +554,7 @@ impl World {
             }
             Kind::Sync { closes: Some(_), .. } => self.mappings[mapping].state = MappingState::Limbo,
             Kind::Sync { .. } => self.life.sync_abandoned = true,
+            Kind::Checkpoint { .. } => self.life.sync_abandoned = true,
             Kind::Read { .. } | Kind::Pin { .. } | Kind::PinMut { .. } => {}
         }
         if self.quiet.as_ref().is_some_and(|quiet| quiet.op == id) {
@@ -590,7 +599,10 @@ impl Op {
     pub(crate) fn describe(&self) -> String {
         let what = match &self.kind {
             Kind::Read { range, .. } => format!("read of {range:?}"),
-            Kind::Write { range } => format!("write of {range:?}"),
+            Kind::Write { range, lsn: 0 } => format!("write of {range:?}"),
+            Kind::Write { range, lsn } => format!("write of {range:?} with number {lsn}"),
+            Kind::Checkpoint { until: Some(lsn) } => format!("flush until {lsn}"),
+            Kind::Checkpoint { until: None } => "the oldest number's search".to_owned(),
             Kind::TryWrite { range } => format!("impatient write of {range:?}"),
             Kind::Discard { range, .. } => format!("discard of {range:?}"),
             Kind::Pin { page, .. } => format!("pin of page {page}"),

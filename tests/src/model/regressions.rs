@@ -24,6 +24,7 @@ const PLAIN: Setup = Setup {
     dirty_percent: 100,
     readahead_bytes_max: 512 << 10,
     retry: RetryPolicy::Hard,
+    is_gated: false,
     orders: [0; 2],
 };
 

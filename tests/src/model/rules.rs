@@ -68,10 +68,14 @@ names! {
         Wb29Durable = "WB-29 durable after sync",
         /// After a failed flush nothing is written and no sync succeeds.
         Wb30 = "WB-30 failed flush latches",
+        /// Behind a gate no page is written before its log is durable.
+        Wb40 = "WB-40 log before page",
         /// Every data pointer is its folio's frame.
         Wb41 = "WB-41 data lies in frames",
         /// A page that the engine calls atomic goes out whole, and is old or new after a power cut.
         Wb44 = "WB-44 pages aren't torn",
+        /// What a checkpoint calls durable is: changes below the oldest number, and what `flush_until` had to write.
+        Wb45 = "WB-45 checkpoints",
         /// Everything ends, within the time that the options allow.
         Bounded = "everything ends",
     }
@@ -132,6 +136,7 @@ pub fn out_of_reach(fault: Fault, rule: Rule) -> Option<&'static str> {
             | Rule::Wb11
             | Rule::Wb22
             | Rule::Wb23Apart
+            | Rule::Wb40
             | Rule::Wb41,
         ) => Some("a device that has stopped carries no command out"),
         _ => None,

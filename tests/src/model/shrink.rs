@@ -72,7 +72,7 @@ impl Shrinker {
     }
 
     fn simplify_setup(&mut self) {
-        let plain: [fn(&mut Setup); 13] = [
+        let plain: [fn(&mut Setup); 14] = [
             |setup| setup.shards = 1,
             |setup| setup.mappings = 1,
             |setup| setup.mdts = 0,
@@ -81,6 +81,7 @@ impl Shrinker {
             |setup| setup.block_bytes = 512,
             |setup| setup.queue_entries = 64,
             |setup| setup.orders = [0; 2],
+            |setup| setup.is_gated = false,
             |setup| setup.dirty_percent = 100,
             |setup| setup.readahead_bytes_max = 0,
             |setup| setup.retry = RetryPolicy::Hard,
@@ -126,6 +127,17 @@ fn simpler(step: &Step) -> Vec<Step> {
         Step::Read { on, at, len } => {
             both(ons(on), ranges(at, len), on, (at, len), |on, (at, len)| Step::Read { on, at, len })
         }
+        Step::WriteLsn { on, at, len } => {
+            let mut steps =
+                both(ons(on), ranges(at, len), on, (at, len), |on, (at, len)| Step::WriteLsn { on, at, len });
+            steps.push(Step::Write { on, at, len });
+            steps
+        }
+        Step::Advance { behind } => ons(behind).map(|behind| Step::Advance { behind }).collect(),
+        Step::FlushUntil { on, behind } => {
+            both(ons(on), ons(behind), on, behind, |on, behind| Step::FlushUntil { on, behind })
+        }
+        Step::Oldest { on } => ons(on).map(|on| Step::Oldest { on }).collect(),
         Step::TryWrite { on, at, len } => {
             let mut steps =
                 both(ons(on), ranges(at, len), on, (at, len), |on, (at, len)| Step::TryWrite { on, at, len });

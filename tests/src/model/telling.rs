@@ -56,6 +56,10 @@ pub struct Circumstances {
     pub tries: bool,
     /// Its mapping is soft.
     pub soft: bool,
+    /// Pages may wait for a log.
+    pub gated: bool,
+    /// It carries a log sequence number.
+    pub stamped: bool,
     /// A page was written lately.
     pub written: bool,
     /// Others were in flight, or held pins.
@@ -81,12 +85,14 @@ pub fn is_excused(error: &Error, lived: &Circumstances) -> bool {
         // A discard that the device fails is carried out as a write.
         Error::Device { .. } => lived.doomed,
         Error::NamespaceFailed { .. } => lived.latched,
-        Error::CacheFull { .. } => lived.waited && (lived.company || lived.struck),
+        Error::CacheFull { .. } => lived.waited && (lived.company || lived.struck || lived.gated),
+        Error::Gated { .. } => lived.waited && lived.gated,
+        Error::LsnBackwards { .. } => lived.stamped && lived.company,
         Error::PinnedTooLong { .. } => lived.waited && lived.company,
         // Nothing was written all the time, and what the largest request dirties didn't fit.
         Error::DirtyLimit { dirty_pages, limit_pages, .. } => {
             lived.waited
-                && (lived.company || lived.struck)
+                && (lived.company || lived.struck || lived.gated)
                 && !lived.written
                 && dirty_pages + REQUEST_PAGES_MAX + limit_pages / 8 >= *limit_pages
         }

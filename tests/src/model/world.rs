@@ -7,11 +7,12 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
-use foliant::Mapping;
+use foliant::{Gate, Mapping};
 
 use super::case::{COMMAND_TIMEOUT, Notice, Setup, Step, Trouble};
 use super::content::{Moment, OpId, Page};
 use super::device_log::{DeviceLog, Extent};
+use super::logged::Log;
 use super::operations::{HandleId, HandleState, Op, index, newest};
 use super::retries::Retries;
 use super::rules::{Fault, Faults, Met, Rule};
@@ -107,6 +108,8 @@ pub(crate) struct World {
     /// Discards whose futures were dropped: shards may still carry them out.
     pub zombies: Vec<(OpId, usize, Range<usize>)>,
     pub quiet: Option<Quiet>,
+    pub log_state: Log,
+    pub gate: Option<Gate>,
     pub life: Life,
     pub met: Met,
     pub ever_cut: bool,
@@ -140,6 +143,8 @@ impl World {
             handle_states: Vec::new(),
             zombies: Vec::new(),
             quiet: None,
+            log_state: Log::default(),
+            gate: None,
             life: Life::default(),
             met: Met::default(),
             ever_cut: false,
@@ -156,6 +161,7 @@ impl World {
     pub(super) fn observe(&mut self) {
         let locate = self.bed.engine().locator();
         self.log.attach(&self.bed.device, self.setup.block_bytes, locate);
+        self.open_gate();
         self.life.began_ns = self.bed.now_ns();
         self.life.sq_batches = self.bed.device.stats().sq_batches;
     }
@@ -188,6 +194,13 @@ impl World {
         match *step {
             Step::Write { on, at, len } => self.write(on, at, len),
             Step::TryWrite { on, at, len } => self.try_write(on, at, len),
+            Step::WriteLsn { on, at, len } => self.write_lsn(on, at, len),
+            Step::Advance { behind } => {
+                self.advance_log(behind);
+                self.at_rest = was_at_rest && !self.setup.is_gated;
+            }
+            Step::FlushUntil { on, behind } => self.flush_until(on, behind),
+            Step::Oldest { on } => self.oldest_lsn(on),
             Step::Read { on, at, len } => self.read(on, at, len),
             Step::Scan { on, at, len } => {
                 for part in 0..4 {
@@ -261,6 +274,7 @@ impl World {
 
     /// Ends the run: everything comes to its end, is synced if that can be, and survives a last power cut.
     pub(crate) fn end(mut self) -> Met {
+        self.advance_log(0);
         self.quiesce();
         self.bed.device.clear_faults();
         if !self.life.doomed && !self.life.latched {
@@ -343,6 +357,7 @@ impl World {
         self.handle_states.clear();
         self.zombies.clear();
         self.quiet = None;
+        self.gate = None;
         self.life = Life { flushed: self.life.flushed, ..Life::default() };
         for mapping in &mut self.mappings {
             (mapping.state, mapping.unseen, mapping.had_event) = (MappingState::Shut, Owed::No, false);
