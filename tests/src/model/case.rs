@@ -258,6 +258,9 @@ pub enum Step {
     Scan { on: u8, at: u32, len: u32 },
     /// Asks for pages to be read ahead.
     Prefetch { on: u8, at: u32, len: u32 },
+    /// Starts a pass; `budget` in pages of 4096 bytes, 0 for none; of `put_off` + 1 pages its callback puts one off, 0 for no
+    /// callback.
+    Pass { on: u8, how: How, budget: u8, put_off: u8 },
     /// Starts a write that carries the next log sequence number.
     WriteLsn { on: u8, at: u32, len: u32 },
     /// Declares the log durable, but for its newest `behind` numbers.
@@ -308,6 +311,19 @@ pub enum Step {
     Cut { seed: u16, notice: Notice },
     /// The process dies, the device doesn't: goes on with a new engine.
     Kill,
+}
+
+/// Kinds of passes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// In the background, from where the last one stopped.
+    Cyclic,
+    /// In the background, over everything.
+    Whole,
+    /// In the background, over everything that is dirty when it begins.
+    Tagged,
+    /// A sync.
+    Integrity,
 }
 
 /// Whether the engine lives on for a while after the power was cut.

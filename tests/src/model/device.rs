@@ -182,6 +182,7 @@ impl World {
             Attempt::Again => return,
             Attempt::Wrong(text) => violated(Rule::Wb22, text),
         }
+        self.note_pass_write(entry.key.0, entry.extent);
         if let Some(quiet) = &mut self.quiet
             && entry.extent.start / MAPPING_SPACE == quiet.mapping as u64
         {

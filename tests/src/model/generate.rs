@@ -4,7 +4,7 @@ use foliant::RetryPolicy;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::case::{Case, Command, FRAME, Notice, SPAN_FRAMES, Setup, Step, Trouble, WriteCache};
+use super::case::{Case, Command, FRAME, How, Notice, SPAN_FRAMES, Setup, Step, Trouble, WriteCache};
 
 /// The case of a seed.
 #[must_use]
@@ -140,7 +140,18 @@ impl Generator {
         let on = self.any();
         let (at, len) = self.range();
         let step = match self.random.random_range(0..1000) {
-            0..190 => Step::Write { on, at, len },
+            0..160 => Step::Write { on, at, len },
+            160..190 => {
+                let how = self.one_of(&[How::Cyclic, How::Whole, How::Tagged, How::Integrity]);
+                let (budget, put_off) = (self.one_of(&[0, 0, 1, 3, 20]), self.one_of(&[0, 0, 1, 3]));
+                let pass = Step::Pass { on, how, budget, put_off };
+                // From rest, or in the midst of it all.
+                return if self.random.random_bool(0.6) {
+                    vec![Step::Settle, pass, Step::Settle]
+                } else {
+                    vec![pass]
+                };
+            }
             190..230 => Step::WriteLsn { on, at, len },
             230..234 => Step::FlushUntil { on, behind: self.one_of(&[0, 0, 1, 3]) },
             234..240 => Step::Oldest { on },

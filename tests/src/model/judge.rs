@@ -82,6 +82,7 @@ impl World {
             Output::Done(result) => result.clone(),
             Output::Bytes(result) => result.as_ref().map(drop).map_err(Clone::clone),
             Output::Lsn(result) => result.as_ref().map(drop).map_err(Clone::clone),
+            Output::Pass(result) => result.as_ref().map(drop).map_err(Clone::clone),
             Output::Count(result) => result.as_ref().map(drop).map_err(Clone::clone),
         };
         lived.waited = self.bed.now_ns().saturating_sub(op.began_ns) >= PIN_WAIT.as_nanos() as u64;
@@ -129,6 +130,7 @@ impl World {
                 self.end_change(id, mapping, &range, began, now);
                 self.met(Rule::Wb24);
             }
+            (Kind::Pass { order }, Output::Pass(result)) => self.judge_pass(&what, mapping, &order, &result),
             (Kind::Checkpoint { until }, output) => {
                 match (until, output) {
                     (Some(until), Output::Done(Ok(()))) => {
@@ -203,7 +205,7 @@ impl World {
                 }
                 self.check_flushes();
             }
-            (Kind::Read { .. } | Kind::TryWrite { .. }, _) => {}
+            (Kind::Read { .. } | Kind::TryWrite { .. } | Kind::Pass { .. }, _) => {}
         }
     }
 
@@ -537,6 +539,7 @@ impl World {
         }
         self.bed.assert_consistent();
         self.check_dirty_memory();
+        self.check_passed();
         self.met(Rule::Wb04);
         let (rung, taken) =
             (self.bed.engine().stats().doorbells, self.bed.device.stats().sq_batches - self.life.sq_batches);

@@ -16,6 +16,7 @@
 //! | `driving` | shards and operations take turns until something has ended |
 //! | `device` | faults go in; what the device has seen is taken in |
 //! | `logged` | the gate, and checkpoints |
+//! | `passes` | passes that a run begins itself |
 //! | `judge` | the checks of the rules, at the end of operations and after power cuts |
 //! | [`rules`] | the rules, the faults, and which of them met |
 //! | [`shrink`] | from a failing case to a small one |
@@ -34,6 +35,7 @@ pub mod generate;
 pub(crate) mod judge;
 pub mod logged;
 pub(crate) mod operations;
+pub(crate) mod passes;
 pub mod regressions;
 pub mod retries;
 pub mod rules;

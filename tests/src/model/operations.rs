@@ -8,13 +8,14 @@ use std::rc::Rc;
 use std::sync::OnceLock;
 use std::task::{Context, Poll, Waker};
 
-use foliant::{Error, Lsn, Mapping, MappingOptions};
+use foliant::{Error, Lsn, Mapping, MappingOptions, WritebackOutcome};
 use foliant_nvme_spec::NvmOpcode;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::case::{FRAME, file_offset};
 use super::content::{Moment, OpId, Page, Poisoned, Snapshot};
+use super::passes::Order;
 use super::rules::{Fault, Rule};
 use super::telling::{Circumstances, Owed};
 use super::violated;
@@ -42,6 +43,7 @@ pub(crate) enum Output {
     Done(foliant::Result<()>),
     Bytes(foliant::Result<Vec<u8>>),
     Count(foliant::Result<usize>),
+    Pass(foliant::Result<WritebackOutcome>),
     Lsn(foliant::Result<Option<Lsn>>),
 }
 
@@ -55,6 +57,10 @@ pub(crate) enum Kind {
         range: Range<u64>,
         /// 0 for none.
         lsn: u64,
+    },
+    /// A background pass.
+    Pass {
+        order: Order,
     },
     /// A `flush_until`, or the question for the oldest number.
     Checkpoint {
@@ -473,12 +479,19 @@ impl World {
         let company = !self.ops.is_empty() || !self.zombies.is_empty();
         if let Some(quiet) = &mut self.quiet {
             quiet.alone &= quiet.op == id && !company;
-            if quiet.op != id && matches!(kind, Kind::Sync { .. } | Kind::Checkpoint { .. }) {
+            if quiet.op != id
+                && matches!(kind, Kind::Sync { .. } | Kind::Checkpoint { .. } | Kind::Pass { .. })
+            {
                 // Whose writes are whose can't be told any more.
                 self.quiet = None;
             }
         }
-        self.ops.iter_mut().for_each(|op| op.lived.company = true);
+        for op in &mut self.ops {
+            op.lived.company = true;
+            if let Kind::Pass { order } = &mut op.kind {
+                order.alone_ns = None;
+            }
+        }
         let lived = Circumstances {
             tries: matches!(kind, Kind::TryWrite { .. }),
             company,
@@ -555,7 +568,7 @@ impl World {
             Kind::Sync { closes: Some(_), .. } => self.mappings[mapping].state = MappingState::Limbo,
             Kind::Sync { .. } => self.life.sync_abandoned = true,
             Kind::Checkpoint { .. } => self.life.sync_abandoned = true,
-            Kind::Read { .. } | Kind::Pin { .. } | Kind::PinMut { .. } => {}
+            Kind::Read { .. } | Kind::Pin { .. } | Kind::PinMut { .. } | Kind::Pass { .. } => {}
         }
         if self.quiet.as_ref().is_some_and(|quiet| quiet.op == id) {
             self.quiet = None;
@@ -601,6 +614,7 @@ impl Op {
             Kind::Read { range, .. } => format!("read of {range:?}"),
             Kind::Write { range, lsn: 0 } => format!("write of {range:?}"),
             Kind::Write { range, lsn } => format!("write of {range:?} with number {lsn}"),
+            Kind::Pass { order } => order.describe(),
             Kind::Checkpoint { until: Some(lsn) } => format!("flush until {lsn}"),
             Kind::Checkpoint { until: None } => "the oldest number's search".to_owned(),
             Kind::TryWrite { range } => format!("impatient write of {range:?}"),

@@ -26,14 +26,20 @@ names! {
     Rule {
         /// A pass writes in ascending order, and no page twice.
         Wb01 = "WB-01 ascending, once",
+        /// A background pass ascends, and doesn't end before it has seen everything.
+        Wb02 = "WB-02 background passes",
         /// A sync writes only what was dirty when it began.
         Wb03 = "WB-03 dirty at the start only",
         /// Marks and states agree at rest.
         Wb04 = "WB-04 marks agree with states",
         /// A sync tries every dirty page of its range, past errors.
         Wb05 = "WB-05 on past errors",
+        /// A background pass stops when its budget is spent.
+        Wb05Budget = "WB-05 budgets",
         /// A sync waits for an exclusive holder, and nothing that is held so is written.
         Wb06 = "WB-06 exclusive holders",
+        /// What a callback puts off stays dirty; what it is shown is the newest.
+        Wb09 = "WB-09 not now",
         /// What is contiguous goes out as one command.
         Wb11 = "WB-11 one command a run",
         /// One doorbell a batch.
@@ -121,6 +127,7 @@ pub fn out_of_reach(fault: Fault, rule: Rule) -> Option<&'static str> {
         (Nothing, Rule::Wb25OldOrNew | Rule::Wb29Durable | Rule::Wb44) => {
             Some("it is a power cut that shows it")
         }
+        (Flush, Rule::Wb02 | Rule::Wb05Budget | Rule::Wb09) => Some("after a failed flush no pass begins"),
         (Flush, Rule::Wb01 | Rule::Wb03 | Rule::Wb05 | Rule::Wb11) => {
             Some("after a failed flush a sync writes nothing")
         }
@@ -130,6 +137,7 @@ pub fn out_of_reach(fault: Fault, rule: Rule) -> Option<&'static str> {
         (
             Stopped,
             Rule::Wb01
+            | Rule::Wb02
             | Rule::Wb03
             | Rule::Wb05
             | Rule::Wb06

@@ -133,6 +133,11 @@ fn simpler(step: &Step) -> Vec<Step> {
             steps.push(Step::Write { on, at, len });
             steps
         }
+        Step::Pass { on, how, budget, put_off } => {
+            let pass = |on, (budget, put_off)| Step::Pass { on, how, budget, put_off };
+            let others = [(0, put_off), (budget, 0)].into_iter().filter(|&other| other != (budget, put_off));
+            both(ons(on), others, on, (budget, put_off), pass)
+        }
         Step::Advance { behind } => ons(behind).map(|behind| Step::Advance { behind }).collect(),
         Step::FlushUntil { on, behind } => {
             both(ons(on), ons(behind), on, behind, |on, behind| Step::FlushUntil { on, behind })

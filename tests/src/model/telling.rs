@@ -52,6 +52,8 @@ pub struct Circumstances {
     pub doomed: bool,
     /// It has waited for as long as anything may wait for others.
     pub waited: bool,
+    /// Its callback puts pages off.
+    pub refuses: bool,
     /// It asked not to wait.
     pub tries: bool,
     /// Its mapping is soft.
@@ -100,7 +102,9 @@ pub fn is_excused(error: &Error, lived: &Circumstances) -> bool {
         Error::Throttled { dirty_pages, limit_pages } => {
             lived.tries && (lived.company || dirty_pages * 2 >= *limit_pages)
         }
-        Error::TryAgain { .. } => lived.put_off && lived.soft,
+        Error::TryAgain { cause: Some(_), .. } => lived.put_off && lived.soft,
+        // Of a callback.
+        Error::TryAgain { cause: None, .. } => lived.refuses,
         Error::Closed => lived.closed,
         Error::ShardFailed { .. } => lived.doomed,
         _ => false,

@@ -91,6 +91,8 @@ pub(crate) struct Life {
     pub sync_abandoned: bool,
     /// Writes that failed where a page takes several commands: told when the queue is idle at the latest.
     pub unsettled: Vec<(u16, usize, Owed, Moment)>,
+    /// Pages that complete passes had to write: mapping, page, and when the pass began.
+    pub passed: Vec<(usize, usize, Moment)>,
     /// Writes that failed in passing.
     pub retries: Retries,
 }
@@ -194,6 +196,7 @@ impl World {
         match *step {
             Step::Write { on, at, len } => self.write(on, at, len),
             Step::TryWrite { on, at, len } => self.try_write(on, at, len),
+            Step::Pass { on, how, budget, put_off } => self.pass(on, how, budget, put_off, was_at_rest),
             Step::WriteLsn { on, at, len } => self.write_lsn(on, at, len),
             Step::Advance { behind } => {
                 self.advance_log(behind);
