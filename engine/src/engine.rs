@@ -11,6 +11,7 @@ use foliant_nvme::{
     ArenaBacking, Controller, ControllerIdentity, ControllerOptions, Iova, Lba, Namespace, Transport,
 };
 
+use crate::cache::eof::FileEnd;
 use crate::cache::folio::{FolioKey, FrameId};
 use crate::cache::frames::{FrameMemory, PAGE_BYTES};
 use crate::cache::owned::ShardCache;
@@ -39,6 +40,8 @@ pub(crate) struct EngineInner {
     pub links: Box<[Arc<ShardLink>]>,
     pub table: MappingTable,
     gates: GateTable,
+    /// How long anything waits for what others hold.
+    pub pin_wait: std::time::Duration,
     /// Pages that one request may ask for, so that a few requests never need all frames.
     pub request_pages_max: u64,
     namespaces: Vec<Namespace>,
@@ -112,6 +115,7 @@ impl Engine {
             links: shards.iter().map(|shard| shard.link().clone()).collect(),
             table: MappingTable::new(),
             gates: GateTable::default(),
+            pin_wait: options.pin_wait,
             request_pages_max: request_pages_max(frames / shards.len() as u64),
             namespaces: controller.namespaces().to_vec(),
             identity: controller.identity().clone(),
@@ -187,16 +191,25 @@ impl Engine {
         }
         let capacity = capacity_bytes(namespace);
         let start = options.start_bytes;
-        let len_bytes = options.len_bytes.unwrap_or(capacity.saturating_sub(start));
-        if !start.is_multiple_of(block) || !len_bytes.is_multiple_of(block) {
+        // How far it may grow: what it occupies of the device.
+        let asked = options.capacity_bytes.or(options.len_bytes);
+        let capacity_bytes = asked.unwrap_or(capacity.saturating_sub(start));
+        let len_bytes = options.len_bytes.unwrap_or(capacity_bytes);
+        if !start.is_multiple_of(block) || !capacity_bytes.is_multiple_of(block) {
             return wrong(format!(
-                "start {start} and length {len_bytes} must be multiples of the {block}-byte block"
+                "start {start} and length {capacity_bytes} must be multiples of the {block}-byte block; a len_bytes that \
+                 isn't one needs a capacity_bytes that is"
             ));
         }
-        if len_bytes == 0 || start.checked_add(len_bytes).is_none_or(|end| end > capacity) {
+        if len_bytes > capacity_bytes {
+            return wrong(format!(
+                "its length of {len_bytes} bytes exceeds its capacity of {capacity_bytes}"
+            ));
+        }
+        if capacity_bytes == 0 || start.checked_add(capacity_bytes).is_none_or(|end| end > capacity) {
             return wrong(format!(
                 "bytes {start}..{} don't lie within namespace {}, which has {capacity} bytes, or are none",
-                start.saturating_add(len_bytes),
+                start.saturating_add(capacity_bytes),
                 options.namespace
             ));
         }
@@ -209,14 +222,16 @@ impl Engine {
         };
         let page_bytes = u64::from(options.page_bytes);
         let readahead = HandleReadahead::new(options.readahead_bytes_max, order, inner)?;
-        if page_bytes > PAGE_BYTES as u64 && !len_bytes.is_multiple_of(page_bytes) {
+        if page_bytes > PAGE_BYTES as u64 && !capacity_bytes.is_multiple_of(page_bytes) {
             return wrong(format!(
-                "its length of {len_bytes} bytes must be a multiple of its page_bytes, {page_bytes}; the next smaller is {}",
-                len_bytes / page_bytes * page_bytes
+                "its length of {capacity_bytes} bytes must be a multiple of its page_bytes, {page_bytes}; the next smaller is {}; \
+                 another length needs a capacity_bytes that is one",
+                capacity_bytes / page_bytes * page_bytes
             ));
         }
+        let shards = inner.links.len();
         let shape =
-            |slot| MappingShape::new(slot, namespace.clone(), first_lba, len_bytes, order, inner.links.len());
+            |slot| MappingShape::new(slot, namespace.clone(), first_lba, capacity_bytes, order, shards);
         let (needed, had) = (shape(0).block_commands_max(), u32::from(inner.identity.queue_entries) / 2);
         if needed > had {
             return wrong(format!(
@@ -227,18 +242,20 @@ impl Engine {
         }
         let gates = MappingGates { gate: options.gate.clone(), log_of: options.log_of.clone() };
         gates.check(&inner.links)?;
-        let opened = inner.table.open(options.namespace, first_lba, len_bytes, (order, &gates), |slot| {
-            OpenMapping {
-                shape: shape(slot),
-                gates: gates.clone(),
-                errors: Default::default(),
-                durability: inner.durability[&options.namespace].clone(),
-                retry: options.retry,
-                writeback: inner.links.iter().map(|_| Default::default()).collect(),
-                closed: AtomicBool::new(false),
-                dropped: AtomicBool::new(false),
-            }
-        })?;
+        let opened =
+            inner.table.open(options.namespace, first_lba, capacity_bytes, (order, &gates), |slot| {
+                OpenMapping {
+                    shape: shape(slot),
+                    end: FileEnd::new(len_bytes),
+                    gates: gates.clone(),
+                    errors: Default::default(),
+                    durability: inner.durability[&options.namespace].clone(),
+                    retry: options.retry,
+                    writeback: inner.links.iter().map(|_| Default::default()).collect(),
+                    closed: AtomicBool::new(false),
+                    dropped: AtomicBool::new(false),
+                }
+            })?;
         // The handle exists from here on, so that an error below drops it.
         let mapping = Mapping::new(inner.clone(), opened.clone(), readahead);
         if opened.retry != options.retry {

@@ -226,6 +226,26 @@ pub enum Error {
         /// The names on the way round; the last is the first.
         gates: Vec<Arc<str>>,
     },
+    /// A mapping would become longer than it may.
+    #[error(
+        "a length of {len_bytes} bytes exceeds the mapping's capacity of {capacity_bytes} (open it with a larger \
+         capacity_bytes)"
+    )]
+    Capacity {
+        /// The length that was asked for.
+        len_bytes: u64,
+        /// The most that the mapping was opened for.
+        capacity_bytes: u64,
+    },
+    /// Other changes of a mapping's length kept this one waiting.
+    #[error(
+        "the length of the mapping has been changed by others for {waited:?} (a length change that nobody polls keeps \
+         others out until it is dropped)"
+    )]
+    LengthBusy {
+        /// How long it waited.
+        waited: Duration,
+    },
     /// A byte range reaches outside its mapping.
     #[error("bytes {offset}..{} lie outside the mapping of {len_bytes} bytes", offset.saturating_add(*count))]
     OutOfRange {
@@ -296,6 +316,7 @@ impl From<Error> for std::io::Error {
         let kind = match &error {
             Error::OutOfRange { .. }
             | Error::InvertedRange { .. }
+            | Error::Capacity { .. }
             | Error::Mapping { .. }
             | Error::Option { .. }
             | Error::Uri { .. }
@@ -306,6 +327,7 @@ impl From<Error> for std::io::Error {
             | Error::DirtyLimit { .. }
             | Error::PinnedTooLong { .. }
             | Error::TooManyRequests { .. }
+            | Error::LengthBusy { .. }
             | Error::Gated { .. } => std::io::ErrorKind::TimedOut,
             Error::Closed => std::io::ErrorKind::NotConnected,
             _ => std::io::ErrorKind::Other,

@@ -1,6 +1,7 @@
 //! Mappings: a range of a namespace as bytes and pages in the cache.
 
 mod checkpoint;
+mod length;
 mod readahead;
 mod try_again;
 
@@ -50,9 +51,13 @@ pub struct MappingOptions {
     pub namespace: u32,
     /// First byte within the namespace; a multiple of its block size.
     pub start_bytes: u64,
-    /// Length in bytes, a multiple of the block size and of `page_bytes`, if that is more than 4096; `None` for the rest of
-    /// the namespace.
+    /// Length in bytes; `None` for all of its capacity, or without one for the rest of the namespace. Of a mapping that is
+    /// open already the length is what it is, whatever stands here.
     pub len_bytes: Option<u64>,
+    /// How long it may become ([`set_len`](Mapping::set_len), [`append`](Mapping::append)), and what it occupies of the
+    /// device: a multiple of the block size and of `page_bytes`, if that is more than 4096. `None` for its length, which must
+    /// be such a multiple then.
+    pub capacity_bytes: Option<u64>,
     /// Bytes of a page: what [`pin`](Mapping::pin) pins, in one piece of memory, and what is written as a whole. A power of
     /// two from 4096 to 65,536: a database's own page size.
     pub page_bytes: u32,
@@ -93,6 +98,7 @@ impl Default for MappingOptions {
             namespace: 1,
             start_bytes: 0,
             len_bytes: None,
+            capacity_bytes: None,
             page_bytes: PAGE_BYTES as u32,
             readahead_bytes_max: 512 << 10,
             retry: RetryPolicy::default(),
@@ -100,6 +106,17 @@ impl Default for MappingOptions {
             log_of: None,
         }
     }
+}
+
+/// How something is written.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Writing {
+    /// What the pages are stamped with.
+    lsn: Lsn,
+    pacing: Pacing,
+    /// Behind this byte nothing is anybody's, and nothing will be meanwhile: a write up to here needn't read the rest of
+    /// the last page.
+    last: u64,
 }
 
 /// A handle of an open mapping: a range of a namespace, read and written through the page cache.
@@ -125,7 +142,8 @@ impl fmt::Debug for Mapping {
         f.debug_struct("Mapping")
             .field("namespace", &shape.namespace.id())
             .field("first_lba", &shape.first_lba)
-            .field("len_bytes", &shape.len_bytes)
+            .field("len_bytes", &self.len())
+            .field("capacity_bytes", &shape.capacity_bytes)
             .field("page_bytes", &self.page_bytes())
             .finish_non_exhaustive()
     }
@@ -150,11 +168,17 @@ impl Mapping {
         Self { engine, open, told, readahead, passes: AtomicU32::new(0) }
     }
 
-    /// Length in bytes.
+    /// Length in bytes, now: others may [change](Self::set_len) it.
     #[must_use]
-    #[expect(clippy::len_without_is_empty, reason = "a mapping is never empty")]
+    #[inline]
     pub fn len(&self) -> u64 {
-        self.open.shape.len_bytes
+        self.open.end.len()
+    }
+
+    /// Whether its length is 0.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// Bytes of a page, as the mapping was [opened](MappingOptions::page_bytes).
@@ -163,10 +187,12 @@ impl Mapping {
         PAGE_BYTES << self.open.shape.order.0
     }
 
-    /// Number of pages; the last may be shorter than the others where they have 4096 bytes.
+    /// Number of pages; the last may be shorter than the others.
     #[must_use]
+    #[inline]
     pub fn pages(&self) -> u64 {
-        self.open.shape.pages().div_ceil(self.open.shape.order.pages())
+        let page_bits = PAGE_BYTES.trailing_zeros() + u32::from(self.open.shape.order.0);
+        (self.len() + (1 << page_bits) - 1) >> page_bits
     }
 
     /// Whether a page is written whole or not at all when power fails: it fits into the device's atomic unit (NAWUPF or
@@ -232,7 +258,7 @@ impl Mapping {
         match self.try_pin(page) {
             Some(pin) => {
                 pin.link.hits.read(1);
-                Ok(pin)
+                self.before_end(page, pin)
             }
             None => block_on(self.pin_slow(page)),
         }
@@ -247,7 +273,7 @@ impl Mapping {
         match self.try_pin(page) {
             Some(pin) => {
                 pin.link.hits.read(1);
-                Ok(pin)
+                self.before_end(page, pin)
             }
             None => self.pin_slow(page).await,
         }
@@ -265,7 +291,7 @@ impl Mapping {
         match self.try_pin_mut(page) {
             Some(pin) => {
                 pin.link.hits.write(1);
-                Ok(pin)
+                self.mut_before_end(page, pin)
             }
             None => block_on(self.pin_mut_slow(page, Pacing::Wait)),
         }
@@ -281,7 +307,7 @@ impl Mapping {
         match self.try_pin_mut(page) {
             Some(pin) => {
                 pin.link.hits.write(1);
-                Ok(pin)
+                self.mut_before_end(page, pin)
             }
             None => self.pin_mut_slow(page, Pacing::Wait).await,
         }
@@ -295,7 +321,7 @@ impl Mapping {
     /// flush failed, now or ever since open. [`Error::PinnedTooLong`] when somebody kept a dirty page
     /// exclusively pinned. [`Error::Gated`] when the log of a page didn't become durable in time ([`Gate`]).
     pub fn sync(&self) -> Result<()> {
-        block_on(self.sync_range_async(0..self.len()))
+        block_on(self.sync_async())
     }
 
     /// As [`sync`](Self::sync), without blocking the thread.
@@ -303,7 +329,8 @@ impl Mapping {
     /// # Errors
     /// As `sync`.
     pub async fn sync_async(&self) -> Result<()> {
-        self.sync_range_async(0..self.len()).await
+        // Whatever is in the cache, wherever the end is.
+        self.sync_pages(|| Ok(0..self.open.shape.pages())).await
     }
 
     /// Makes the pages of a byte range durable.
@@ -319,10 +346,14 @@ impl Mapping {
     /// # Errors
     /// As `sync_range`.
     pub async fn sync_range_async(&self, range: Range<u64>) -> Result<()> {
+        self.sync_pages(|| self.pages_of(range)).await
+    }
+
+    async fn sync_pages(&self, pages: impl FnOnce() -> Result<Range<u64>>) -> Result<()> {
         self.check_open()?;
         callback::check_outside()?;
         guard::check(Context::Caller, self.open.shape.slot, &self.engine.links[0].counters)?;
-        let pages = self.pages_of(range)?;
+        let pages = pages()?;
         self.open.durability.check()?;
         let slot = self.open.shape.slot;
         let request = || Request::Sync { mapping: slot, pages: pages.clone() };
@@ -486,12 +517,18 @@ impl Mapping {
     pub async fn discard_async(&self, range: Range<u64>) -> Result<()> {
         self.check_open()?;
         self.open.durability.check()?;
-        let pages = self.pages_of(range.clone())?;
+        self.pages_of(range.clone())?;
+        self.zero(range).await
+    }
+
+    /// Makes zeros of a range that may lie behind the end.
+    async fn zero(&self, range: Range<u64>) -> Result<()> {
         // Whole pages go; the ends that are parts of pages are overwritten, and everything where the device has no
         // Write Zeroes.
         let block = self.open.shape.order.pages();
         let first_whole = range.start.div_ceil(PAGE * block) * block;
-        let end_whole = if range.end == self.len() { pages.end } else { range.end / (PAGE * block) * block };
+        let is_last = range.end == self.open.shape.capacity_bytes;
+        let end_whole = if is_last { self.open.shape.pages() } else { range.end / (PAGE * block) * block };
         let mut overwrite = [range.start..range.end, 0..0];
         if first_whole < end_whole && self.engine.identity.write_zeroes {
             let (slot, whole) = (self.open.shape.slot, first_whole..end_whole);
@@ -510,7 +547,7 @@ impl Mapping {
             let mut at = part.start;
             while at < part.end {
                 let count = (part.end - at).min(ZEROS.len() as u64);
-                self.write_at_async(at, &ZEROS[..count as usize]).await?;
+                self.write(at, &ZEROS[..count as usize], self.writing()).await?;
                 at += count;
             }
         }
@@ -652,6 +689,9 @@ impl Mapping {
     /// A pin on `pages` pages of a folio that is held already.
     fn shared_pin<'a>(&self, link: &'a ShardLink, first: u64, frame: FrameId, pages: u64) -> PagePin<'a> {
         let len_bytes = self.bytes_of(first, pages);
+        // The length as it is now that the page is held: whoever shortens the mapping waits for pins that show more.
+        let rest = self.len().saturating_sub(first * PAGE);
+        let len_bytes = if len_bytes as u64 <= rest { len_bytes } else { rest as usize };
         PagePin { link, head: link.cache.place(frame).head, frame, len_bytes }
     }
 
@@ -665,7 +705,8 @@ impl Mapping {
     ) -> PagePinMut<'a> {
         let len_bytes = self.bytes_of(first, pages);
         let place = link.cache.place(frame);
-        PagePinMut { link, shape: &self.open.shape, place, frame, len_bytes, changed: false, reserved: None }
+        let shape = &self.open.shape;
+        PagePinMut { link, shape, place, frame, pages, len_bytes, changed: false, reserved: None }
     }
 
     /// A pin of pages that the shard granted exclusively, with `reserved` pages.
@@ -681,7 +722,7 @@ impl Mapping {
         pin
     }
 
-    /// Bytes of `pages` pages from `first` on; the last of the mapping may be shorter.
+    /// Bytes that `pages` pages from `first` on have on the device; the last may be shorter.
     #[inline]
     fn bytes_of(&self, first: u64, pages: u64) -> usize {
         (pages as usize - 1) * PAGE_BYTES + self.open.shape.page_bytes(first + pages - 1) as usize
@@ -695,7 +736,11 @@ impl Mapping {
             let (page, within) = split(offset + done as u64);
             let wanted = (within + buf.len() - done).div_ceil(PAGE_BYTES) as u64;
             let Some(pin) = self.try_read(page, wanted) else { break };
-            let count = (pin.len() - within).min(buf.len() - done);
+            // Cut off meanwhile?
+            let count = pin.len().saturating_sub(within).min(buf.len() - done);
+            if count == 0 {
+                break;
+            }
             buf[done..done + count].copy_from_slice(&pin[within..within + count]);
             pin.link.hits.read((within + count).div_ceil(PAGE_BYTES) as u64);
             done += count;
@@ -703,15 +748,15 @@ impl Mapping {
         done
     }
 
-    /// Copies into cached pages, stamped with `lsn`, up to the first that isn't to be had at once; returns how many bytes.
+    /// Copies into cached pages, up to the first that isn't to be had at once; returns how many bytes.
     #[inline]
-    fn write_hits(&self, offset: u64, data: &[u8], lsn: Lsn) -> Result<usize> {
+    fn write_hits(&self, offset: u64, data: &[u8], writing: Writing) -> Result<usize> {
         let mut done = 0;
         while done < data.len() {
             let (page, within) = split(offset + done as u64);
-            let (access, pages) = self.access_for(offset + done as u64, data.len() - done);
+            let (access, pages) = self.access_for(offset + done as u64, data.len() - done, writing);
             let Some(mut pin) = self.try_change(page, access, pages) else { break };
-            pin.set_lsn(lsn)?;
+            pin.set_lsn(writing.lsn)?;
             let count = (pin.len() - within).min(data.len() - done);
             pin[within..within + count].copy_from_slice(&data[done..done + count]);
             pin.link.hits.write((within + count).div_ceil(PAGE_BYTES) as u64);
@@ -722,10 +767,10 @@ impl Mapping {
 
     /// How `count` bytes at `offset` change the page that they begin in, and how many pages they change likewise.
     #[inline]
-    fn access_for(&self, offset: u64, count: usize) -> (Access, u64) {
+    fn access_for(&self, offset: u64, count: usize, writing: Writing) -> (Access, u64) {
         let page_bytes = self.page_bytes() as u64;
         let end = offset + count as u64;
-        let whole_end = if end == self.len() { end.next_multiple_of(page_bytes) } else { end };
+        let whole_end = if end == writing.last { end.next_multiple_of(page_bytes) } else { end };
         if offset.is_multiple_of(page_bytes) && whole_end - offset >= page_bytes {
             (Access::Overwrite, (whole_end - offset) / page_bytes * (page_bytes / PAGE))
         } else {
@@ -741,11 +786,28 @@ impl Mapping {
         let request = self.request_pages(link, first, count as u32, Want::Pin, Pacing::Wait);
         let grants = self.ask_and_read_ahead(request, first..first + count, first + count).await?;
         let (_, frame, _) = grants.iter().next().expect("a request for one page is granted or fails");
-        Ok(self.shared_pin(link, first, frame, self.open.shape.order.pages()))
+        self.before_end(page, self.shared_pin(link, first, frame, self.open.shape.order.pages()))
     }
 
     async fn pin_mut_slow(&self, page: u64, pacing: Pacing) -> Result<PagePinMut<'_>> {
-        self.acquire_mut(self.first(page), Want::PinMut, pacing).await
+        let pin = self.acquire_mut(self.first(page), Want::PinMut, pacing).await?;
+        self.mut_before_end(page, pin)
+    }
+
+    /// A pin of a page that hasn't been cut off since the caller asked for it.
+    #[inline]
+    fn before_end<'a>(&self, page: u64, pin: PagePin<'a>) -> Result<PagePin<'a>> {
+        if pin.len_bytes == 0 { Err(self.outside(page)) } else { Ok(pin) }
+    }
+
+    /// As [`before_end`](Self::before_end), and it shows no byte behind the end.
+    #[inline]
+    fn mut_before_end<'a>(&self, page: u64, mut pin: PagePinMut<'a>) -> Result<PagePinMut<'a>> {
+        let rest = self.len().saturating_sub(self.first(page) * PAGE);
+        if rest < pin.len_bytes as u64 {
+            pin.len_bytes = rest as usize;
+        }
+        if rest == 0 { Err(self.outside(page)) } else { Ok(pin) }
     }
 
     /// The page that begins at `first`, held exclusively.
@@ -795,6 +857,7 @@ impl Mapping {
             // Everything that was granted is copied and released before anything else is waited for.
             let mut covered = (wanted - first) as usize;
             let mut any = false;
+            let mut cut_off = false;
             for (position, frame, _) in grants.iter() {
                 let page = first + position as u64;
                 let pin = self.shared_pin(link, page, frame, 1);
@@ -802,19 +865,29 @@ impl Mapping {
                 if page < wanted || page >= end {
                     continue;
                 }
-                let (from, to, within) = overlap(page, offset, buf.len(), pin.len());
+                let part = overlap(page, offset, buf.len(), pin.len()).filter(|_| !cut_off);
+                let Some((from, to, within)) = part else {
+                    cut_off = true;
+                    continue;
+                };
                 buf[from..to].copy_from_slice(&pin[within..within + to - from]);
                 if position == covered {
                     covered += 1;
                     done = to;
                     any = true;
                 }
+                // Where the mapping has been shortened meanwhile, what follows isn't there either.
+                cut_off = ((page + 1) * PAGE).min(offset + buf.len() as u64) > offset + to as u64;
             }
             if !any {
                 // It was there, or came meanwhile, but couldn't be had at once: wait for its holder.
                 let (link, frame, _) = self.acquire(first, Want::Copy, Pacing::Wait).await?;
                 let pin = self.shared_pin(link, first, frame, block);
-                let (from, to, within) = overlap(first, offset, buf.len(), pin.len());
+                let part = overlap(first, offset, buf.len(), pin.len()).filter(|&(_, to, _)| to > done);
+                let Some((from, to, within)) = part else {
+                    // The mapping has been shortened meanwhile.
+                    return Err(self.outside(first / block));
+                };
                 let skip = done - from;
                 buf[done..to].copy_from_slice(&pin[within + skip..within + to - from]);
                 done = to;
@@ -824,13 +897,8 @@ impl Mapping {
         Ok(())
     }
 
-    async fn write_rest(
-        &self,
-        offset: u64,
-        data: &[u8],
-        mut done: usize,
-        (lsn, pacing): (Lsn, Pacing),
-    ) -> Result<()> {
+    async fn write_rest(&self, offset: u64, data: &[u8], mut done: usize, writing: Writing) -> Result<()> {
+        let Writing { lsn, pacing, .. } = writing;
         let block = self.open.shape.order.pages();
         while done < data.len() {
             let at = offset + done as u64;
@@ -838,7 +906,7 @@ impl Mapping {
             let first = page / block * block;
             let link = self.link(first);
             let mut covered = 0;
-            if let (Access::Overwrite, whole) = self.access_for(at, data.len() - done) {
+            if let (Access::Overwrite, whole) = self.access_for(at, data.len() - done, writing) {
                 let count = self.request_count(first, first + whole);
                 let grants = self.request_pages(link, first, count, Want::Create, pacing).await?;
                 covered = self.fill_created(link, first, &grants, (offset, data), lsn);
@@ -847,14 +915,15 @@ impl Mapping {
             if covered == 0 {
                 let mut pin = self.acquire_mut(first, Want::Change, pacing).await?;
                 pin.set_lsn(lsn)?;
-                let (from, to, within) = overlap(first, offset, data.len(), pin.len());
+                let part = overlap(first, offset, data.len(), pin.len());
+                let (from, to, within) = part.expect("what is written lies within the capacity");
                 // The first page may be written from its middle, and an earlier part may be done already.
                 let skip = done - from;
                 pin[within + skip..within + to - from].copy_from_slice(&data[done..to]);
                 drop(pin);
                 done = to;
             }
-            done += self.write_hits(offset + done as u64, &data[done..], lsn)?;
+            done += self.write_hits(offset + done as u64, &data[done..], writing)?;
         }
         Ok(())
     }
@@ -874,8 +943,9 @@ impl Mapping {
             let mut pin = self.granted_pin(link, page, frame, (pages as u64, pages as u32));
             pin.set_lsn(lsn).expect("a page that was just made has no number yet");
             let from = (page * PAGE - offset) as usize;
-            let count = pin.len();
-            pin.copy_from_slice(&data[from..from + count]);
+            // Of the last page what lies behind the end may be anything.
+            let count = pin.len().min(data.len() - from);
+            pin[..count].copy_from_slice(&data[from..from + count]);
             if position == covered {
                 covered += pages;
             }
@@ -953,11 +1023,13 @@ impl Mapping {
     #[inline]
     fn check_page(&self, page: u64) -> Result<()> {
         self.check_open()?;
-        if page < self.pages() {
-            return Ok(());
-        }
+        if page < self.pages() { Ok(()) } else { Err(self.outside(page)) }
+    }
+
+    #[cold]
+    fn outside(&self, page: u64) -> Error {
         let count = self.page_bytes() as u64;
-        Err(Error::OutOfRange { offset: page.saturating_mul(count), count, len_bytes: self.len() })
+        Error::OutOfRange { offset: page.saturating_mul(count), count, len_bytes: self.len() }
     }
 
     fn pages_of(&self, range: Range<u64>) -> Result<Range<u64>> {
@@ -982,10 +1054,11 @@ fn split(offset: u64) -> (u64, usize) {
     (offset / PAGE, (offset % PAGE) as usize)
 }
 
-/// Where `page` (of `page_bytes` bytes) and a buffer of `len` bytes at `offset` overlap: the buffer's range, and
+/// Where `page` (of `page_bytes` bytes) and a buffer of `len` bytes at `offset` overlap, if they do: the buffer's range, and
 /// where that begins within the page.
-fn overlap(page: u64, offset: u64, len: usize, page_bytes: usize) -> (usize, usize, usize) {
+fn overlap(page: u64, offset: u64, len: usize, page_bytes: usize) -> Option<(usize, usize, usize)> {
     let start = (page * PAGE).max(offset);
     let end = (page * PAGE + page_bytes as u64).min(offset + len as u64);
-    ((start - offset) as usize, (end - offset) as usize, (start - page * PAGE) as usize)
+    (start < end)
+        .then(|| ((start - offset) as usize, (end - offset) as usize, (start - page * PAGE) as usize))
 }

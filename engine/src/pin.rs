@@ -5,7 +5,6 @@ use std::ops::{Deref, DerefMut};
 use crate::cache::Place;
 use crate::cache::balance::ReservedPages;
 use crate::cache::folio::FrameId;
-use crate::cache::frames::PAGE_BYTES;
 use crate::cache::lsn::Lsn;
 use crate::cache::shape::MappingShape;
 use crate::error::{Error, LsnOf, Result};
@@ -14,7 +13,8 @@ use crate::shard::link::ShardLink;
 /// A page held shared: its bytes can be read in place, and it stays where it is. Others may hold it shared too,
 /// and it may be written back meanwhile; nobody can change it. Dropping releases it.
 ///
-/// The bytes are those of the page that exist in the mapping: 4096, fewer for a last page that isn't whole.
+/// The bytes are those of the page that exist in the mapping: all, fewer for a last page that isn't whole, as long as the
+/// mapping was when the page was pinned.
 #[derive(Debug)]
 #[must_use = "a pin that is dropped at once pins nothing"]
 pub struct PagePin<'a> {
@@ -55,6 +55,8 @@ pub struct PagePinMut<'a> {
     pub(crate) shape: &'a MappingShape,
     pub(crate) place: Place,
     pub(crate) frame: FrameId,
+    /// Its pages of 4096 bytes, all of them: of a last one fewer bytes may be shown.
+    pub(crate) pages: u64,
     pub(crate) len_bytes: usize,
     pub(crate) changed: bool,
     /// Given back after the pages have been counted dirty; `None` for a hit below the middle of the dirty limits.
@@ -74,8 +76,7 @@ impl PagePinMut<'_> {
         if lsn.is_none() {
             return Ok(());
         }
-        let pages = self.len_bytes.div_ceil(PAGE_BYTES) as u64;
-        let stamped = self.link.stamp(self.frame, pages, self.shape, lsn);
+        let stamped = self.link.stamp(self.frame, self.pages, self.shape, lsn);
         stamped.map_err(|last| {
             let page = self.link.cache.folio(self.frame).key().page() / self.shape.order.pages();
             Error::LsnBackwards { of: LsnOf::Page(page), lsn, last }
@@ -118,8 +119,7 @@ impl Drop for PagePinMut<'_> {
     #[inline]
     fn drop(&mut self) {
         if self.changed {
-            let pages = self.len_bytes.div_ceil(PAGE_BYTES) as u64;
-            self.link.release_dirty(self.frame, self.place, pages, self.shape);
+            self.link.release_dirty(self.frame, self.place, self.pages, self.shape);
         } else {
             let released = self.link.cache.folio(self.place.head).release_exclusive_unchanged();
             self.link.after_release(released);

@@ -41,12 +41,12 @@ impl MappingTable {
     }
 
     /// Finds the mapping of exactly this range, or takes a slot for a new one; `make` builds it for its slot.
-    /// `first_lba` and `len_bytes` have been checked against the namespace, `gates` against the engine.
+    /// `first_lba` and `capacity_bytes` have been checked against the namespace, `gates` against the engine.
     pub(crate) fn open(
         &self,
         namespace: u32,
         first_lba: u64,
-        len_bytes: u64,
+        capacity_bytes: u64,
         (order, gates): (FolioOrder, &MappingGates),
         make: impl FnOnce(u16) -> OpenMapping,
     ) -> Result<Arc<OpenMapping>> {
@@ -59,7 +59,7 @@ impl MappingTable {
             if shape.namespace.id() != namespace || entry.open.dropped.load(Ordering::SeqCst) {
                 continue;
             }
-            if (shape.first_lba, shape.len_bytes) == (first_lba, len_bytes) {
+            if (shape.first_lba, shape.capacity_bytes) == (first_lba, capacity_bytes) {
                 if entry.open.closed.load(Ordering::SeqCst) {
                     return Err(Error::Mapping { reason: "the same range is just being closed".to_owned() });
                 }
@@ -77,13 +77,13 @@ impl MappingTable {
             }
             let block = u64::from(shape.namespace.block_bytes());
             let (start, other) = (first_lba * block, shape.first_lba * block);
-            if start < other + shape.len_bytes && other < start + len_bytes {
+            if start < other + shape.capacity_bytes && other < start + capacity_bytes {
                 return Err(Error::Mapping {
                     reason: format!(
                         "bytes {start}..{} overlap the open mapping of bytes {other}..{}; open exactly that range for \
                          another handle, or close it first",
-                        start + len_bytes,
-                        other + shape.len_bytes
+                        start + capacity_bytes,
+                        other + shape.capacity_bytes
                     ),
                 });
             }

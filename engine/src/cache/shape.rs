@@ -15,9 +15,9 @@ pub(crate) struct MappingShape {
     pub namespace: Namespace,
     /// First block of the namespace that belongs to the mapping.
     pub first_lba: u64,
-    /// Length in bytes, a multiple of the block size.
-    pub len_bytes: u64,
-    /// Number of pages; the last may exist in part only.
+    /// How long it may become ([`FileEnd`](super::eof::FileEnd) has the length), in bytes: a multiple of the block size.
+    pub capacity_bytes: u64,
+    /// Number of pages, of all its capacity; the last may exist in part only.
     pages: u64,
     pub striping: Striping,
     pub tree: TreeId,
@@ -30,14 +30,14 @@ impl MappingShape {
         slot: u16,
         namespace: Namespace,
         first_lba: u64,
-        len_bytes: u64,
+        capacity_bytes: u64,
         order: FolioOrder,
         shards: usize,
     ) -> Self {
         let striping = Striping::new(shards, slot);
-        let pages = len_bytes.div_ceil(PAGE_BYTES as u64);
+        let pages = capacity_bytes.div_ceil(PAGE_BYTES as u64);
         let tree = TreeId::new(slot, striping.local_pages_max(pages));
-        Self { slot, namespace, first_lba, len_bytes, pages, striping, tree, order }
+        Self { slot, namespace, first_lba, capacity_bytes, pages, striping, tree, order }
     }
 
     pub(crate) fn pages(&self) -> u64 {
@@ -55,7 +55,7 @@ impl MappingShape {
         if page + 1 < self.pages {
             PAGE_BYTES as u32
         } else {
-            (self.len_bytes - page * PAGE_BYTES as u64) as u32
+            (self.capacity_bytes - page * PAGE_BYTES as u64) as u32
         }
     }
 
@@ -66,7 +66,7 @@ impl MappingShape {
 
     /// Blocks of the device that pages `pages` occupy.
     pub(crate) fn blocks(&self, pages: &Range<u64>) -> u32 {
-        let end = (pages.end * PAGE_BYTES as u64).min(self.len_bytes);
+        let end = (pages.end * PAGE_BYTES as u64).min(self.capacity_bytes);
         ((end - pages.start * PAGE_BYTES as u64) / u64::from(self.namespace.block_bytes())) as u32
     }
 

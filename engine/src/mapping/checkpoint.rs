@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Mapping;
+use super::{Mapping, Writing};
 use crate::cache::lsn::Lsn;
 use crate::error::Result;
 use crate::reply::block_on;
-use crate::shard::request::{Pacing, Request};
+use crate::shard::request::Request;
 use crate::writeback::callback;
 use crate::writeback::control::Context;
 use crate::writeback::guard;
@@ -23,9 +23,9 @@ impl Mapping {
     /// the gate, when too many pages stayed dirty behind gates.
     pub fn write_at_lsn(&self, offset: u64, data: &[u8], lsn: Lsn) -> Result<()> {
         self.check_write(offset, data.len())?;
-        let done = self.write_hits(offset, data, lsn)?;
-        let how = (lsn, Pacing::Wait);
-        if done == data.len() { Ok(()) } else { block_on(self.write_rest(offset, data, done, how)) }
+        let writing = Writing { lsn, ..self.writing() };
+        let done = self.write_hits(offset, data, writing)?;
+        if done == data.len() { Ok(()) } else { block_on(self.write_rest(offset, data, done, writing)) }
     }
 
     /// As [`write_at_lsn`](Self::write_at_lsn), without blocking the thread. Dropping the future midway
@@ -35,8 +35,7 @@ impl Mapping {
     /// As `write_at_lsn`.
     pub async fn write_at_lsn_async(&self, offset: u64, data: &[u8], lsn: Lsn) -> Result<()> {
         self.check_write(offset, data.len())?;
-        let done = self.write_hits(offset, data, lsn)?;
-        self.write_rest(offset, data, done, (lsn, Pacing::Wait)).await
+        self.write(offset, data, Writing { lsn, ..self.writing() }).await
     }
 
     /// From where on this mapping needs the log, if power fails now: every change with a number below the

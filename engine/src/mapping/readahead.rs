@@ -197,13 +197,19 @@ impl Mapping {
     }
 
     fn limits(&self) -> Limits {
-        Limits { pages: self.pages(), size_max: self.readahead.pages_max }
+        // Not the length: what is remembered of scans counts from a fixed end.
+        let pages = self.open.shape.pages().div_ceil(self.open.shape.order.pages());
+        Limits { pages, size_max: self.readahead.pages_max }
     }
 
     /// Asks the shards that hold the window; returns up to which page of 4096 bytes, where one refused.
     fn post(&self, window: &Window) -> u64 {
-        let end = self.first(window.pages.end);
-        for pages in split_by_shard(self.open.shape.striping, self.first(window.pages.start)..end) {
+        let (start, last) = (window.pages.start, self.pages());
+        if start >= last {
+            return self.first(start);
+        }
+        let end = self.first(window.pages.end.min(last));
+        for pages in split_by_shard(self.open.shape.striping, self.first(start)..end) {
             let (link, first) = (self.link(pages.start), pages.start);
             let request = ReadaheadRequest {
                 mapping: self.open.shape.slot,

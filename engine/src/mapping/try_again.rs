@@ -1,8 +1,7 @@
 //! Writing without waiting for dirty memory to shrink (WB-24): what a caller uses that has better things to do than to
 //! be slowed, such as a reactor that can take another task, or drop load.
 
-use super::{GRANTS_MAX, Mapping, PAGE};
-use crate::cache::lsn::Lsn;
+use super::{GRANTS_MAX, Mapping, PAGE, Writing};
 use crate::error::{Error, Result};
 use crate::pin::PagePinMut;
 use crate::reply::block_on;
@@ -27,14 +26,15 @@ impl Mapping {
     /// As `try_write_at`.
     pub async fn try_write_at_async(&self, offset: u64, data: &[u8]) -> Result<usize> {
         self.check_write(offset, data.len())?;
-        let mut done = self.write_hits(offset, data, Lsn::NONE)?;
+        let writing = Writing { pacing: Pacing::TryAgain, ..self.writing() };
+        let mut done = self.write_hits(offset, data, writing)?;
         while done < data.len() {
             // Request by request, so that it is known how far it came.
             let at = offset + done as u64;
             let block = self.open.shape.order.pages();
             let end = (at / PAGE / block * block + GRANTS_MAX as u64) * PAGE - offset;
             let part = &data[done..data.len().min(end as usize)];
-            match self.write_rest(at, part, 0, (Lsn::NONE, Pacing::TryAgain)).await {
+            match self.write_rest(at, part, 0, writing).await {
                 Ok(()) => done += part.len(),
                 Err(Error::Throttled { .. }) if done > 0 => break,
                 Err(error) => return Err(error),
@@ -54,7 +54,7 @@ impl Mapping {
         match self.try_pin_mut(page) {
             Some(pin) => {
                 pin.link.hits.write(1);
-                Ok(pin)
+                self.mut_before_end(page, pin)
             }
             None => self.pin_mut_slow(page, Pacing::TryAgain).await,
         }

@@ -1,7 +1,7 @@
-//! Dropping ranges of a mapping: `discard`, and the end of `close`.
+//! Dropping ranges of a mapping: `discard`, truncation, and the end of `close`.
 //!
 //! First the cached folios go, each once nobody holds it and the device doesn't write it (WB-26); then the
-//! range is zeroed on the device. Requests for pages of the range wait until all of that is over, so that no
+//! range is zeroed on the device, but for truncation. Requests for pages of the range wait until all of that is over, so that no
 //! new folio can be overtaken by the zeroes.
 
 use std::ops::Range;
@@ -36,18 +36,33 @@ enum Dropped {
     All,
 }
 
-/// A discard, or the closing of a mapping, in progress.
+/// What is removed, and what becomes of it on the device.
+#[derive(Debug)]
+pub(crate) enum Removal {
+    /// The whole mapping is closed; nothing dirty is thrown away.
+    Close,
+    /// These pages, which read as zeros afterwards.
+    Discard(Range<u64>),
+    /// These pages, which lie behind the mapping's end.
+    Truncate(Range<u64>),
+}
+
+/// A discard, a truncation, or the closing of a mapping, in progress.
 #[derive(Debug)]
 pub(crate) struct DiscardJob {
     slot: SlotId,
     mapping: u16,
     /// Shard-local pages whose folios are still to be dropped.
     drop_rest: Range<u64>,
-    /// Shard-local pages still to be zeroed; `None` for a close.
+    /// It begins when the earlier jobs in its range have ended: one of them may have been given up by who asked for it.
+    is_truncation: bool,
+    /// Shard-local pages still to be zeroed, none for a truncation; `None` for a close.
     zero_rest: Option<Range<u64>>,
     /// File pages of the whole job.
     pages: Range<u64>,
     in_flight: u32,
+    /// Others come first in this step.
+    waits: bool,
     error: Option<Error>,
     since_ns: u64,
 }
@@ -57,24 +72,38 @@ impl DiscardJob {
     pub(crate) fn overlaps(&self, shape: &MappingShape, pages: Range<u64>) -> bool {
         shape.slot == self.mapping && pages.start < self.pages.end && self.pages.start < pages.end
     }
+
+    /// Whether both concern the same pages.
+    fn meets(&self, other: &Self) -> bool {
+        let (mine, others) = (&self.pages, &other.pages);
+        self.mapping == other.mapping && mine.start < others.end && others.start < mine.end
+    }
 }
 
 impl Shard {
-    /// Begins a discard of `pages`, or without a range the closing of the mapping.
-    pub(super) fn begin_discard(&mut self, slot: SlotId, number: u16, pages: Option<Range<u64>>) {
+    /// Begins the removal of pages.
+    pub(super) fn begin_discard(&mut self, slot: SlotId, number: u16, removal: Removal) {
         let mapping = match self.mapping(number) {
             Ok(mapping) => mapping,
             Err(error) => return self.answer(slot, Err(error)),
         };
-        let range = pages.clone().unwrap_or(0..mapping.shape.pages());
-        let local = mapping.shape.striping.local_range(self.cache.shard, range.clone());
+        let is_truncation = matches!(removal, Removal::Truncate(_));
+        let (range, zeroed) = match removal {
+            Removal::Close => (0..mapping.shape.pages(), None),
+            Removal::Discard(pages) => (pages.clone(), Some(pages)),
+            Removal::Truncate(pages) => (pages.clone(), Some(pages.end..pages.end)),
+        };
+        let striping = mapping.shape.striping;
+        let local = striping.local_range(self.cache.shard, range.clone());
         self.discards.push(DiscardJob {
             slot,
             mapping: number,
-            drop_rest: local.clone(),
-            zero_rest: pages.is_some().then_some(local),
+            drop_rest: local,
+            is_truncation,
+            zero_rest: zeroed.map(|pages| striping.local_range(self.cache.shard, pages)),
             pages: range,
             in_flight: 0,
+            waits: false,
             error: None,
             since_ns: self.now_ns,
         });
@@ -91,9 +120,19 @@ impl Shard {
         jobs.iter()
             .filter(|job| job.zero_rest.is_some())
             .for_each(|job| discarding[job.mapping as usize] = true);
+        for at in 0..jobs.len() {
+            let (earlier, rest) = jobs.split_at_mut(at);
+            let job = &mut rest[0];
+            job.waits = match job.zero_rest {
+                None => discarding[job.mapping as usize],
+                Some(_) => job.is_truncation && earlier.iter().any(|other| other.meets(job)),
+            };
+            if job.waits {
+                job.since_ns = self.now_ns;
+            }
+        }
         jobs.retain_mut(|job| {
-            let waits = job.zero_rest.is_none() && discarding[job.mapping as usize];
-            let ended = !waits && self.step_discard(job);
+            let ended = !job.waits && self.step_discard(job);
             if ended {
                 progressed = true;
                 self.end_discard(job);

@@ -63,7 +63,7 @@ use crate::writeback::throttle::{DirtyLimits, Throttle};
 use appends::Appends;
 use commits::NamespaceCommits;
 use device::DeviceWatch;
-use discard::DiscardJob;
+use discard::{DiscardJob, Removal};
 use flush::OpenEntry;
 use gates::ShardGates;
 use link::ShardLink;
@@ -382,7 +382,7 @@ impl Shard {
                 }
                 self.answer(slot, Ok(Grants::none()));
             }
-            Request::Close { mapping } => self.begin_discard(slot, mapping, None),
+            Request::Close { mapping } => self.begin_discard(slot, mapping, Removal::Close),
             Request::Pages { mapping, first, count, want, pacing } => {
                 let ticket = Ticket::new(mapping, first, count, want, pacing, self.now_ns);
                 self.tickets[slot.0 as usize] = Some(ticket);
@@ -393,7 +393,12 @@ impl Shard {
             Request::FlushUntil { mapping, lsn } => self.begin_flush_until(slot, mapping, lsn),
             Request::OldestLsn { mapping, oldest } => self.begin_oldest(slot, mapping, oldest),
             Request::Commit(mapping) => self.begin_commit(slot, &mapping),
-            Request::Discard { mapping, pages } => self.begin_discard(slot, mapping, Some(pages)),
+            Request::Discard { mapping, pages } => {
+                self.begin_discard(slot, mapping, Removal::Discard(pages));
+            }
+            Request::Truncate { mapping, pages } => {
+                self.begin_discard(slot, mapping, Removal::Truncate(pages));
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use crate::cache::eof::FileEnd;
 use crate::cache::errseq::ErrorSequence;
 use crate::cache::shape::MappingShape;
 use crate::gate::MappingGates;
@@ -15,6 +16,8 @@ use crate::writeback::pass::PassState;
 #[derive(Debug)]
 pub(crate) struct OpenMapping {
     pub shape: MappingShape,
+    /// Where it ends now.
+    pub end: FileEnd,
     /// Which gate its pages wait for, and whose log it holds.
     pub gates: MappingGates,
     /// Writebacks that failed, for each handle to be told (WB-23).

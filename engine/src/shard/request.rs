@@ -88,4 +88,6 @@ pub(crate) enum Request {
     Commit(Arc<OpenMapping>),
     /// Drop the cached pages of a range and zero it on the device (WB-26).
     Discard { mapping: u16, pages: Range<u64> },
+    /// Drop the cached pages of a range behind a mapping's new end, and leave the device as it is.
+    Truncate { mapping: u16, pages: Range<u64> },
 }

@@ -5,7 +5,7 @@
 //! may put folios off. [`flusher`] decides about background passes, [`poison`] about pages whose write failed; [`sync`]
 //! is what a caller's `sync` waits for in a shard; [`commit`] makes one device flush serve all who wait; [`guard`]
 //! keeps reclaim from writing; [`throttle`] slows writers to the device's rate and [`congestion`] keeps its queue short;
-//! [`gated`] keeps pages back whose log isn't [`durable`];
+//! [`gated`] keeps pages back whose log isn't [`durable`]; [`eof`] keeps what lies behind a mapping's end from the device;
 //! [`events`] is what a trace shows of it all. None of it knows requests or file names; the rules by number stand in
 //! ARCHITECTURE.md.
 
@@ -14,6 +14,7 @@ pub(crate) mod commit;
 pub(crate) mod congestion;
 pub(crate) mod control;
 pub(crate) mod durable;
+mod eof;
 pub(crate) mod events;
 pub(crate) mod flusher;
 pub(crate) mod gated;

@@ -14,6 +14,7 @@ use super::gated::LsnFilter;
 use super::issue::{Issued, Issuer};
 use super::ranges::PassRanges;
 use crate::cache::SharedCache;
+use crate::cache::eof::FileEnd;
 use crate::cache::exclusion::{self, LEAF_PAGES, leaf_bits};
 use crate::cache::folio::FrameId;
 use crate::cache::frames::PAGE_BYTES;
@@ -274,8 +275,9 @@ enum Advance {
 /// The iterator of one step. Dropping it gives back what was locked and not handed out, and submits what was taken.
 #[derive(Debug)]
 pub struct WritebackPass<'a> {
-    issuer: Issuer<'a>,
-    shape: &'a MappingShape,
+    pub(super) issuer: Issuer<'a>,
+    pub(super) shape: &'a MappingShape,
+    pub(super) end: &'a FileEnd,
     durability: &'a Durability,
     state: &'a mut PassState,
     /// Pages that this step may still take before the core is given back.
@@ -284,7 +286,7 @@ pub struct WritebackPass<'a> {
     look_pages: u64,
     /// The leaf that was looked up last. Its pages are what this pass has locked and not handed out yet: folios are
     /// found by tag and locked up to 64 at a time (WB-07).
-    locked: LeafPages,
+    pub(super) locked: LeafPages,
     /// Bit *i*: the pages of slots *i* and *i* + 1 of that leaf belong to the same folio, or, when nobody looks at single
     /// folios, lie side by side.
     joined: u64,
@@ -296,9 +298,9 @@ pub struct WritebackPass<'a> {
     /// The folio of that leaf that stops an integrity pass, once all before it are handed out, and its page.
     blocked: Option<(FrameId, u64)>,
     /// The file page of that leaf's first; a leaf lies within a stripe, so its pages are consecutive in the file, too.
-    first_page: u64,
+    pub(super) first_page: u64,
     /// By slot in that leaf: the frames of the wanted pages.
-    frames: [FrameId; LEAF_PAGES as usize],
+    pub(super) frames: [FrameId; LEAF_PAGES as usize],
     /// Pages of one leaf that will be submitted and are still marked dirty.
     started: Started,
     /// Taken, and not in the queue yet: it may grow.
@@ -334,6 +336,7 @@ impl<'a> WritebackPass<'a> {
         Self {
             issuer,
             shape: &open.shape,
+            end: &open.end,
             durability: &open.durability,
             state,
             step_pages,
@@ -590,6 +593,7 @@ impl<'a> WritebackPass<'a> {
             self.locked.pages &= (1 << slot) - 1;
             self.unlock(beyond);
         }
+        self.handle_eof();
     }
 
     /// Gives pages of the current leaf back, dirty as they are.
