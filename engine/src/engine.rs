@@ -15,7 +15,7 @@ use crate::cache::eof::FileEnd;
 use crate::cache::folio::{FolioKey, FrameId};
 use crate::cache::frames::{FrameMemory, PAGE_BYTES};
 use crate::cache::owned::ShardCache;
-use crate::cache::shape::MappingShape;
+use crate::cache::shape::{MappingShape, Stability};
 use crate::cache::tags::TagTree;
 use crate::device;
 use crate::error::{Error, Result};
@@ -230,8 +230,10 @@ impl Engine {
             ));
         }
         let shards = inner.links.len();
-        let shape =
-            |slot| MappingShape::new(slot, namespace.clone(), first_lba, capacity_bytes, order, shards);
+        let shape = |slot| {
+            let kind = (order, options.stability);
+            MappingShape::new(slot, namespace.clone(), first_lba, capacity_bytes, kind, shards)
+        };
         let (needed, had) = (shape(0).block_commands_max(), u32::from(inner.identity.queue_entries) / 2);
         if needed > had {
             return wrong(format!(
@@ -239,6 +241,11 @@ impl Engine {
                  {had}; open the engine with more queue_entries",
                 namespace.optimal_boundary_blocks()
             ));
+        }
+        if options.stability == Stability::Unstable && options.gate.is_some() {
+            return wrong(
+                "an unstable mapping can't have a gate: its pages are written while they change".to_owned(),
+            );
         }
         let gates = MappingGates { gate: options.gate.clone(), log_of: options.log_of.clone() };
         gates.check(&inner.links)?;
@@ -262,6 +269,12 @@ impl Engine {
             return wrong(format!(
                 "the same range is open with retry: {:?}; every handle of a mapping has the same policy",
                 opened.retry
+            ));
+        }
+        if opened.shape.stability != options.stability {
+            return wrong(format!(
+                "the same range is open with stability: {:?}; every handle of a mapping has the same",
+                opened.shape.stability
             ));
         }
         // Every handle's opener tells every shard: another one may be on its way still, or have been dropped.

@@ -50,6 +50,7 @@ mod writeback;
 
 pub use cache::frames::PAGE_BYTES;
 pub use cache::lsn::Lsn;
+pub use cache::shape::Stability;
 pub use device::transport;
 pub use engine::Engine;
 pub use error::{Error, LsnOf, Operation, Result};

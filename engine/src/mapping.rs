@@ -17,6 +17,7 @@ use crate::cache::errseq::ErrorCursor;
 use crate::cache::folio::{Access, FolioOrder, FrameId};
 use crate::cache::frames::PAGE_BYTES;
 use crate::cache::lsn::Lsn;
+use crate::cache::shape::Stability;
 use crate::cache::tags::Tag;
 use crate::engine::EngineInner;
 use crate::error::{Error, Result};
@@ -66,6 +67,8 @@ pub struct MappingOptions {
     pub readahead_bytes_max: u32,
     /// Who waits while a command that failed in passing is tried again.
     pub retry: RetryPolicy,
+    /// Whether writers wait for pages that the device is reading.
+    pub stability: Stability,
     /// Dirty pages of the mapping wait for this gate, of the same engine, before they are written.
     pub gate: Option<Gate>,
     /// The mapping holds the log of this gate: frames are kept in reserve for it. The gate may be another
@@ -102,6 +105,7 @@ impl Default for MappingOptions {
             page_bytes: PAGE_BYTES as u32,
             readahead_bytes_max: 512 << 10,
             retry: RetryPolicy::default(),
+            stability: Stability::default(),
             gate: None,
             log_of: None,
         }
@@ -117,6 +121,15 @@ pub(crate) struct Writing {
     /// Behind this byte nothing is anybody's, and nothing will be meanwhile: a write up to here needn't read the rest of
     /// the last page.
     last: u64,
+    /// Whether the device is waited for that reads a page.
+    stability: Stability,
+}
+
+impl Writing {
+    /// How one page is asked for.
+    fn want(self) -> Want {
+        if self.stability == Stability::Unstable { Want::ChangeBesideDevice } else { Want::Change }
+    }
 }
 
 /// A handle of an open mapping: a range of a namespace, read and written through the page cache.
@@ -518,11 +531,11 @@ impl Mapping {
         self.check_open()?;
         self.open.durability.check()?;
         self.pages_of(range.clone())?;
-        self.zero(range).await
+        self.zero(range, self.writing()).await
     }
 
     /// Makes zeros of a range that may lie behind the end.
-    async fn zero(&self, range: Range<u64>) -> Result<()> {
+    async fn zero(&self, range: Range<u64>, writing: Writing) -> Result<()> {
         // Whole pages go; the ends that are parts of pages are overwritten, and everything where the device has no
         // Write Zeroes.
         let block = self.open.shape.order.pages();
@@ -547,7 +560,7 @@ impl Mapping {
             let mut at = part.start;
             while at < part.end {
                 let count = (part.end - at).min(ZEROS.len() as u64);
-                self.write(at, &ZEROS[..count as usize], self.writing()).await?;
+                self.write(at, &ZEROS[..count as usize], writing).await?;
                 at += count;
             }
         }
@@ -632,7 +645,8 @@ impl Mapping {
     #[inline]
     fn try_pin_mut(&self, page: u64) -> Option<PagePinMut<'_>> {
         let first = self.first(page);
-        let pin = self.try_change(first, Access::Change, self.open.shape.order.pages())?;
+        let access = (Access::Change, Stability::Stable);
+        let pin = self.try_change(first, access, self.open.shape.order.pages())?;
         (pin.place.order == self.open.shape.order).then_some(pin)
     }
 
@@ -659,13 +673,19 @@ impl Mapping {
 
     /// Takes pages of one folio exclusively from `first` on, up to `pages` of them, to be changed and released at once.
     #[inline]
-    fn try_change(&self, first: u64, access: Access, pages: u64) -> Option<PagePinMut<'_>> {
+    fn try_change(
+        &self,
+        first: u64,
+        (access, stability): (Access, Stability),
+        pages: u64,
+    ) -> Option<PagePinMut<'_>> {
         let (link, key) = (self.link(first), self.open.shape.key(first));
         let frame = link.cache.index.find(&link.cache.headers, key)?;
-        match link.cache.try_exclusive(frame, key, access) {
+        match link.cache.try_exclusive(frame, key, (access, stability)) {
             Ok(place) => {
                 let single = place.order == FolioOrder(0) || pages == 1;
-                let pages = if single { 1 } else { link.cache.writable_pages(frame, place, pages) };
+                let pages =
+                    if single { 1 } else { link.cache.writable_pages(frame, place, (pages, stability)) };
                 // Where too much is dirty, the shard says when these pages may be, too.
                 let Some((pages, reserved)) = link.cache.may_dirty(frame, pages, &self.open.shape) else {
                     link.after_release(link.cache.folio(place.head).release_exclusive_unchanged());
@@ -755,10 +775,10 @@ impl Mapping {
         while done < data.len() {
             let (page, within) = split(offset + done as u64);
             let (access, pages) = self.access_for(offset + done as u64, data.len() - done, writing);
-            let Some(mut pin) = self.try_change(page, access, pages) else { break };
+            let Some(mut pin) = self.try_change(page, (access, writing.stability), pages) else { break };
             pin.set_lsn(writing.lsn)?;
             let count = (pin.len() - within).min(data.len() - done);
-            pin[within..within + count].copy_from_slice(&data[done..done + count]);
+            pin.store(within, &data[done..done + count]);
             pin.link.hits.write((within + count).div_ceil(PAGE_BYTES) as u64);
             done += count;
         }
@@ -913,13 +933,13 @@ impl Mapping {
                 done = ((first + covered as u64) * PAGE - offset).min(data.len() as u64) as usize;
             }
             if covered == 0 {
-                let mut pin = self.acquire_mut(first, Want::Change, pacing).await?;
+                let mut pin = self.acquire_mut(first, writing.want(), pacing).await?;
                 pin.set_lsn(lsn)?;
                 let part = overlap(first, offset, data.len(), pin.len());
                 let (from, to, within) = part.expect("what is written lies within the capacity");
                 // The first page may be written from its middle, and an earlier part may be done already.
                 let skip = done - from;
-                pin[within + skip..within + to - from].copy_from_slice(&data[done..to]);
+                pin.store(within + skip, &data[done..to]);
                 drop(pin);
                 done = to;
             }

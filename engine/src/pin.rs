@@ -6,7 +6,7 @@ use crate::cache::Place;
 use crate::cache::balance::ReservedPages;
 use crate::cache::folio::FrameId;
 use crate::cache::lsn::Lsn;
-use crate::cache::shape::MappingShape;
+use crate::cache::shape::{MappingShape, Stability};
 use crate::error::{Error, LsnOf, Result};
 use crate::shard::link::ShardLink;
 
@@ -83,6 +83,18 @@ impl PagePinMut<'_> {
         })?;
         self.changed = true;
         Ok(())
+    }
+}
+
+impl PagePinMut<'_> {
+    /// Writes `data` at byte `within` of the page: in an unstable mapping also while the device reads it.
+    pub(crate) fn store(&mut self, within: usize, data: &[u8]) {
+        if self.shape.stability == Stability::Stable {
+            return self[within..within + data.len()].copy_from_slice(data);
+        }
+        assert!(within + data.len() <= self.len_bytes);
+        self.changed = true;
+        self.link.cache.frames.store_beside_device(self.frame, within, data);
     }
 }
 

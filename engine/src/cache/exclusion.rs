@@ -64,6 +64,39 @@ pub(crate) fn try_exclusive(
     Err(head.release_exclusive_unchanged())
 }
 
+/// As [`try_exclusive`], also while the device reads the page (WB-25, unstable mappings).
+///
+/// The page's WRITEBACK may be that of a pass which has just locked it and hasn't submitted it yet: it looks at the bytes then,
+/// and may make zeros of some. So the shard names the leaf whose pages it locks, before it sets WRITEBACK, until they are
+/// submitted or given back; a page of that leaf isn't taken. Where the write was submitted before, the page is in flight for
+/// any later pass, which leaves it alone.
+#[inline]
+pub(crate) fn try_exclusive_beside_device(
+    head: &FolioHeader,
+    own: &FolioHeader,
+    marks: &TagNodes,
+    key: FolioKey,
+    (order, within): (FolioOrder, u64),
+    access: Access,
+) -> Result<(), Released> {
+    head.try_exclusive(within, access, || own.key() == key && own.order() == order)?;
+    between_announcing_and_looking();
+    if closed_beside_device(marks, own.tag_leaf()) & leaf_bit(key.page()) == 0 {
+        return Ok(());
+    }
+    Err(head.release_exclusive_unchanged())
+}
+
+/// Which pages of a leaf mustn't be changed though their writer doesn't care what the device gets: those that a pass has at hand,
+/// and poisoned ones that are tried again, since whether they are poisoned is decided by that write.
+pub(crate) fn closed_beside_device(marks: &TagNodes, leaf: u32) -> u64 {
+    let under_writeback = marks.marked(leaf, Tag::Writeback);
+    if under_writeback == 0 || marks.is_being_locked(leaf) {
+        return under_writeback;
+    }
+    under_writeback & marks.marked(leaf, Tag::Poisoned)
+}
+
 /// What came of locking pages of one leaf for writeback.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LeafLock {
@@ -88,6 +121,7 @@ pub(crate) fn lock_for_writeback<'f>(
     if tried == 0 {
         return LeafLock { locked: 0, held: 0, in_flight };
     }
+    marks.begin_locking(leaf);
     marks.set_writeback(leaf, tried);
     between_announcing_and_looking();
     let (mut held, mut rest) = (0, tried);
@@ -216,6 +250,64 @@ mod loom_models {
             }
             let changed = writer.join().unwrap();
             if changed {
+                assert!(on_device == Some(99) || marks.marked(leaf, Tag::Dirty) != 0);
+            }
+        });
+    }
+
+    /// A writer that doesn't wait for the device beside two passes: nothing changes while a pass has the page at hand, and the
+    /// last change is in what the device reads last, or leaves the page dirty.
+    #[test]
+    fn loom_wb25_a_change_beside_the_device_is_written_or_the_page_stays_dirty() {
+        loom::model(|| {
+            let mut trees = TagTree::new(4);
+            let leaf = trees.insert(TREE, 1, leaf_bit(1));
+            let marks = trees.nodes().clone();
+            // The header, the bytes as the device reads them, and what a pass's user may look at.
+            let bytes = (crate::primitives::AtomicU64::new(0), UnsafeCell::new(0u64));
+            let folio = Arc::new((FolioHeader::new(), bytes));
+            folio.0.assign(KEY, leaf, FolioOrder(0));
+            folio.0.publish();
+            folio.0.fill(1);
+            marks.set_dirty(leaf, leaf_bit(1));
+            let writer = {
+                let (folio, marks) = (folio.clone(), marks.clone());
+                thread::spawn(move || {
+                    let at = (FolioOrder(0), 0);
+                    let taken =
+                        try_exclusive_beside_device(&folio.0, &folio.0, &marks, KEY, at, Access::Change);
+                    if taken.is_err() {
+                        return false;
+                    }
+                    folio.1.1.with_mut(|bytes| {
+                        // SAFETY: exclusive possession of what no pass has at hand; loom checks it.
+                        #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+                        unsafe {
+                            *bytes = 99;
+                        }
+                    });
+                    folio.1.0.store(99, Ordering::Relaxed);
+                    marks.set_dirty(leaf, leaf_bit(1));
+                    let _ = folio.0.release_exclusive_changed(1);
+                    true
+                })
+            };
+            let mut on_device = None;
+            let bit = leaf_bit(1);
+            if lock_for_writeback(&marks, leaf, bit, |_| (&folio.0, u64::MAX)).locked != 0 {
+                folio.1.1.with(|bytes| {
+                    // SAFETY: at hand, so nobody changes them; loom checks it.
+                    #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+                    let _seen = unsafe { *bytes };
+                });
+                marks.clear_dirty(leaf, bit);
+                marks.end_locking();
+                on_device = Some(folio.1.0.load(Ordering::Relaxed));
+                marks.clear_owned(leaf, bit, Tag::Writeback);
+            } else {
+                marks.end_locking();
+            }
+            if writer.join().unwrap() {
                 assert!(on_device == Some(99) || marks.marked(leaf, Tag::Dirty) != 0);
             }
         });

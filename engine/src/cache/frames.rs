@@ -2,6 +2,7 @@
 
 use foliant_nvme::{DmaBuffer, Segment};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::folio::FrameId;
 
@@ -48,6 +49,40 @@ impl FrameMemory {
         unsafe {
             self.base.add(frame.0 as usize * PAGE_BYTES)
         }
+    }
+
+    /// Writes `data` at byte `within` of a frame and those that follow it, which the caller holds exclusively, though the device
+    /// may be reading them.
+    ///
+    /// What the device makes of a byte that changes meanwhile is its affair: it isn't a part of this program, and each store is
+    /// atomic, so no assumption of the compiler's is broken on this side. (The emulated controller is part of it and copies as
+    /// a device does, byte by byte as they come; its copy is never looked at but as bytes.)
+    pub(crate) fn store_beside_device(&self, frame: FrameId, within: usize, data: &[u8]) {
+        assert!(within + data.len() <= (self.frames - frame.0) as usize * PAGE_BYTES);
+        // SAFETY: inside the buffer by the assertion.
+        #[expect(unsafe_code, reason = "address arithmetic inside the frames' buffer")]
+        let at = unsafe { self.address(frame).as_ptr().add(within) };
+        let head = at.align_offset(size_of::<u64>()).min(data.len());
+        let (first, rest) = data.split_at(head);
+        let (words, last) = rest.as_chunks::<8>();
+        let byte = |offset: usize, value: u8| {
+            // SAFETY: inside `data`'s destination; nobody else in this program accesses it, by exclusive possession.
+            #[expect(unsafe_code, reason = "frames are reached by address")]
+            unsafe {
+                AtomicU8::from_ptr(at.add(offset)).store(value, Ordering::Relaxed);
+            }
+        };
+        first.iter().enumerate().for_each(|(offset, &value)| byte(offset, value));
+        for (index, word) in words.iter().enumerate() {
+            // SAFETY: as above, and aligned: `head` bytes lie before the first aligned word.
+            #[expect(unsafe_code, reason = "frames are reached by address")]
+            unsafe {
+                let word_at = at.add(head + index * size_of::<u64>()).cast::<u64>();
+                AtomicU64::from_ptr(word_at).store(u64::from_ne_bytes(*word), Ordering::Relaxed);
+            }
+        }
+        let done = head + words.len() * size_of::<u64>();
+        last.iter().enumerate().for_each(|(offset, &value)| byte(done + offset, value));
     }
 
     /// The first `len_bytes` bytes of a frame and those that follow it, as the device sees them.

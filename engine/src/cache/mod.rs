@@ -32,7 +32,7 @@ use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, ReadAhead, Relea
 use frames::FrameMemory;
 use index::FolioIndex;
 use lsn::{GatedMappings, Lsn, PageLsns};
-use shape::MappingShape;
+use shape::{MappingShape, Stability};
 use table::Table;
 use tags::{Tag, TagNodes};
 
@@ -168,21 +168,37 @@ impl SharedCache {
         &self,
         frame: FrameId,
         key: FolioKey,
-        access: Access,
+        (access, stability): (Access, Stability),
     ) -> Result<Place, Released> {
         let place = self.place(frame);
         let (head, own) = (self.folio(place.head), self.folio(frame));
-        exclusion::try_exclusive(head, own, &self.tags, key, (place.order, place.within), access)?;
+        match stability {
+            Stability::Stable => {
+                exclusion::try_exclusive(head, own, &self.tags, key, (place.order, place.within), access)?;
+            }
+            Stability::Unstable => {
+                let at = (place.order, place.within);
+                exclusion::try_exclusive_beside_device(head, own, &self.tags, key, at, access)?;
+            }
+        }
         Ok(place)
     }
 
     /// How many pages from `frame` on, at most `pages`, an exclusive holder may overwrite: those of its folio up to the
-    /// first that the device reads.
-    pub(crate) fn writable_pages(&self, frame: FrameId, place: Place, pages: u64) -> u64 {
+    /// first that the device reads, and in an unstable mapping up to the first that mustn't be changed nevertheless.
+    pub(crate) fn writable_pages(
+        &self,
+        frame: FrameId,
+        place: Place,
+        (pages, stability): (u64, Stability),
+    ) -> u64 {
         let pages = pages.min(place.order.pages() - place.within);
         let mut free = 0;
         for (first, bits) in self.leaves(frame, pages) {
-            let busy = self.tags.marked(first.tag_leaf(), Tag::Writeback) & bits;
+            let busy = match stability {
+                Stability::Stable => self.tags.marked(first.tag_leaf(), Tag::Writeback),
+                Stability::Unstable => exclusion::closed_beside_device(&self.tags, first.tag_leaf()),
+            } & bits;
             if busy != 0 {
                 return free + u64::from(busy.trailing_zeros() - bits.trailing_zeros());
             }
@@ -268,8 +284,11 @@ impl SharedCache {
         let (skip, frame) = (u64::from(frame.0) % block, u64::from(frame.0) / block * block);
         let mut before = None;
         for (first, bits) in self.leaves(FrameId(frame as u32), (pages + skip).next_multiple_of(block)) {
-            // The shard takes marks off only when it has found nobody holding the folio.
-            if self.tags.marked(first.tag_leaf(), Tag::Dirty) & bits == bits {
+            // The shard takes marks off only when it has found nobody holding the folio. A holder beside the device sets
+            // them always: the shard may just be about to take them off, and then sees what was changed before.
+            if shape.stability == Stability::Stable
+                && self.tags.marked(first.tag_leaf(), Tag::Dirty) & bits == bits
+            {
                 continue;
             }
             let clean = self.tags.set_dirty(first.tag_leaf(), bits);

@@ -290,8 +290,8 @@ impl ShardCache {
         }
     }
 
-    /// The write of `pages` consecutive pages ended; `written` tells whether the device has them now. Returns how many of
-    /// them were poisoned that were not before.
+    /// The write of `pages` consecutive pages ended; `written` tells whether the device has them now. Returns of how many the
+    /// write failed for good that were not poisoned before.
     pub(crate) fn end_writeback(
         &self,
         shape: &MappingShape,
@@ -319,20 +319,23 @@ impl ShardCache {
                 // Clean, or poisoned: writers aren't slowed by either, and weren't by what was poisoned before.
                 self.shared.balance.cleaned((bits & !poisoned_before).count_ones());
             }
-            if written == Written::No {
-                newly_poisoned += (bits & !tags.marked(leaf, Tag::Poisoned)).count_ones();
-                tags.set_owned(leaf, bits, Tag::Poisoned);
-            }
-            let poisoned = tags.marked(leaf, Tag::Poisoned) & bits;
             if written == Written::Yes {
-                if poisoned != 0 {
-                    tags.clear_owned(leaf, poisoned, Tag::Poisoned);
+                if poisoned_before != 0 {
+                    tags.clear_owned(leaf, poisoned_before, Tag::Poisoned);
                 }
             } else {
                 // Dirty again before WRITEBACK goes: at no moment does a sync find neither.
                 let clean = tags.set_dirty(leaf, bits);
                 marked.dirtied(clean.count_ones());
-                marked.poison(poisoned);
+                // What was dirtied beside the device is written anew, and that write decides what becomes of it.
+                let again = bits & !clean;
+                if written == Written::No {
+                    newly_poisoned += (bits & !poisoned_before).count_ones();
+                    tags.set_owned(leaf, clean, Tag::Poisoned);
+                } else {
+                    self.shared.balance.cleaned(again.count_ones());
+                }
+                marked.poison(tags.marked(leaf, Tag::Poisoned) & bits);
             }
             tags.clear_owned(leaf, bits, Tag::Writeback);
             done += u64::from(bits.count_ones());
@@ -378,9 +381,10 @@ impl ShardCache {
                 counts.0 += u32::from(tagged(Tag::Dirty));
                 counts.1 += u32::from(tagged(Tag::Writeback));
                 counts.2 += u32::from(tagged(Tag::Poisoned) && tagged(Tag::Dirty));
-                let in_use = tagged(Tag::Dirty) || tagged(Tag::Writeback);
-                assert!(!tagged(Tag::Poisoned) || in_use, "page {page} is POISONED and clean");
-                throttleable += u64::from(in_use && !tagged(Tag::Poisoned));
+                let in_use = u64::from(tagged(Tag::Dirty)) + u64::from(tagged(Tag::Writeback));
+                assert!(!tagged(Tag::Poisoned) || in_use > 0, "page {page} is POISONED and clean");
+                // One that was dirtied beside the device is both.
+                throttleable += if tagged(Tag::Poisoned) { 0 } else { in_use };
             }
         }
         for (slot, counts) in counts.into_iter().enumerate() {

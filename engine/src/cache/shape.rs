@@ -7,6 +7,20 @@ use super::tags::TreeId;
 use foliant_nvme::{Lba, Namespace};
 use std::ops::Range;
 
+/// What a writer does that meets a page while the device reads it (WB-25).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stability {
+    /// It waits: what a device is reading does not change, so after a power cut each of the device's atomic units is as it
+    /// was before a write to it, or as it was after one.
+    #[default]
+    Stable,
+    /// [`write_at`](crate::Mapping::write_at) doesn't wait. The page is dirty again and written once more; **until that has
+    /// been synced, a power cut may leave any mixture of its bytes**, and a checksum of the device's or of a mirror's that is
+    /// computed beside the transfer may not fit them. For what is rebuilt anyway: caches, scratch files, temporary tables. Pins,
+    /// writes with a log sequence number and changes of the length wait nevertheless; a gate can't be attached.
+    Unstable,
+}
+
 /// The fixed geometry of one open mapping. Plain data; every shard and every handle has it.
 #[derive(Clone, Debug)]
 pub(crate) struct MappingShape {
@@ -23,6 +37,8 @@ pub(crate) struct MappingShape {
     pub tree: TreeId,
     /// The smallest folio: the mapping's block, which is pinned, marked and written as a whole.
     pub order: FolioOrder,
+    /// Whether writers leave alone what the device reads.
+    pub stability: Stability,
 }
 
 impl MappingShape {
@@ -31,13 +47,13 @@ impl MappingShape {
         namespace: Namespace,
         first_lba: u64,
         capacity_bytes: u64,
-        order: FolioOrder,
+        (order, stability): (FolioOrder, Stability),
         shards: usize,
     ) -> Self {
         let striping = Striping::new(shards, slot);
         let pages = capacity_bytes.div_ceil(PAGE_BYTES as u64);
         let tree = TreeId::new(slot, striping.local_pages_max(pages));
-        Self { slot, namespace, first_lba, capacity_bytes, pages, striping, tree, order }
+        Self { slot, namespace, first_lba, capacity_bytes, pages, striping, tree, order, stability }
     }
 
     pub(crate) fn pages(&self) -> u64 {

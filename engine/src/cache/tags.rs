@@ -66,6 +66,8 @@ struct TagNode {
 #[derive(Debug)]
 pub(crate) struct TagNodes {
     nodes: Box<[TagNode]>,
+    /// The leaf whose pages a pass has at hand, locked and not submitted yet.
+    being_locked: AtomicU32,
 }
 
 impl TagNodes {
@@ -84,7 +86,7 @@ impl TagNodes {
             };
             (0..=count).map(node).collect()
         };
-        Self { nodes }
+        Self { nodes, being_locked: AtomicU32::new(NONE) }
     }
 
     /// Sets DIRTY for the pages `pages` of `leaf`, then the summaries up to the root, and returns which of them were
@@ -101,6 +103,25 @@ impl TagNodes {
         // Sequentially consistent for a holder's look at WRITEBACK after it took the folio (`super::exclusion`); on
         // every machine of interest a load like any other.
         self.nodes[leaf as usize].marks[tag as usize].load(Ordering::SeqCst)
+    }
+
+    /// From now on the pages of `leaf` that are locked are at hand of a pass, and those of no other leaf. The shard only.
+    pub(crate) fn begin_locking(&self, leaf: u32) {
+        if self.being_locked.load(Ordering::Relaxed) != leaf {
+            self.being_locked.store(leaf, Ordering::SeqCst);
+            #[cfg(loom)]
+            crate::primitives::fence(Ordering::SeqCst);
+        }
+    }
+
+    /// What was locked is submitted, or given back. The shard only.
+    pub(crate) fn end_locking(&self) {
+        self.being_locked.store(NONE, Ordering::Release);
+    }
+
+    /// Whether a pass has pages of `leaf` at hand: asked by who has found them under WRITEBACK.
+    pub(crate) fn is_being_locked(&self, leaf: u32) -> bool {
+        self.being_locked.load(Ordering::SeqCst) == leaf
     }
 
     /// Sets WRITEBACK for the pages `pages` of `leaf`, before the look at who holds them. The shard only.

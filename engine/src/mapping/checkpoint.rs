@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Mapping, Writing};
 use crate::cache::lsn::Lsn;
+use crate::cache::shape::Stability;
 use crate::error::Result;
 use crate::reply::block_on;
 use crate::shard::request::Request;
@@ -23,7 +24,7 @@ impl Mapping {
     /// the gate, when too many pages stayed dirty behind gates.
     pub fn write_at_lsn(&self, offset: u64, data: &[u8], lsn: Lsn) -> Result<()> {
         self.check_write(offset, data.len())?;
-        let writing = Writing { lsn, ..self.writing() };
+        let writing = self.stamping(lsn);
         let done = self.write_hits(offset, data, writing)?;
         if done == data.len() { Ok(()) } else { block_on(self.write_rest(offset, data, done, writing)) }
     }
@@ -35,7 +36,7 @@ impl Mapping {
     /// As `write_at_lsn`.
     pub async fn write_at_lsn_async(&self, offset: u64, data: &[u8], lsn: Lsn) -> Result<()> {
         self.check_write(offset, data.len())?;
-        self.write(offset, data, Writing { lsn, ..self.writing() }).await
+        self.write(offset, data, self.stamping(lsn)).await
     }
 
     /// From where on this mapping needs the log, if power fails now: every change with a number below the
@@ -103,6 +104,13 @@ impl Mapping {
             self.ask_shards(|link| self.concerns(link), request).await?;
         }
         self.commit_what_is_written().await
+    }
+
+    /// How something is written that has a number. It waits for the device, whatever the mapping's stability: the
+    /// numbers of a page change when its write has ended.
+    fn stamping(&self, lsn: Lsn) -> Writing {
+        let writing = self.writing();
+        if lsn.is_none() { writing } else { Writing { lsn, stability: Stability::Stable, ..writing } }
     }
 
     fn check_checkpoint(&self) -> Result<()> {

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::{Mapping, Writing};
 use crate::cache::eof::EndChange;
 use crate::cache::lsn::Lsn;
+use crate::cache::shape::Stability;
 use crate::error::{Error, Result};
 use crate::reply::block_on;
 use crate::shard::request::{Pacing, Request, Want};
@@ -63,7 +64,7 @@ impl Mapping {
         if len_bytes > old {
             change.extend_to(len_bytes);
             let padded = len_bytes.next_multiple_of(self.page_bytes() as u64).min(self.capacity());
-            if let Err(error) = self.zero(old..padded).await {
+            if let Err(error) = self.zero(old..padded, self.extending(self.capacity())).await {
                 change.give_up_extending();
                 return Err(error);
             }
@@ -97,7 +98,7 @@ impl Mapping {
         let new = old + data.len() as u64;
         self.check_length(new)?;
         change.extend_to(new);
-        if let Err(error) = self.write(old, data, Writing { last: new, ..self.writing() }).await {
+        if let Err(error) = self.write(old, data, self.extending(new)).await {
             change.give_up_extending();
             return Err(error);
         }
@@ -107,7 +108,14 @@ impl Mapping {
 
     /// How things are written unless the caller says more.
     pub(super) fn writing(&self) -> Writing {
-        Writing { lsn: Lsn::NONE, pacing: Pacing::Wait, last: self.capacity() }
+        let stability = self.open.shape.stability;
+        Writing { lsn: Lsn::NONE, pacing: Pacing::Wait, last: self.capacity(), stability }
+    }
+
+    /// How things are written behind the end: in an unstable mapping, too, a pass that makes zeros there and a writer that
+    /// extends keep out of each other's way by WRITEBACK.
+    fn extending(&self, last: u64) -> Writing {
+        Writing { last, stability: Stability::Stable, ..self.writing() }
     }
 
     /// Writes within the capacity, wherever the end is.

@@ -13,7 +13,7 @@ use super::payload::FolioRun;
 use super::request::{Pacing, Want};
 use crate::cache::balance::Reservation;
 use crate::cache::folio::{FolioOrder, FrameId, NONE};
-use crate::cache::shape::MappingShape;
+use crate::cache::shape::{MappingShape, Stability};
 use crate::cache::tags::Tag;
 use crate::error::Error;
 use crate::reply::{GRANTS_MAX, Grants, SlotId};
@@ -408,7 +408,7 @@ impl Shard {
                 let pages =
                     rest.min(place.order.pages() - place.within).min(self.ticket(slot).creatable(shape));
                 if pages > 0
-                    && cache.writable_pages(frame, place, pages) == pages
+                    && cache.writable_pages(frame, place, (pages, Stability::Stable)) == pages
                     && folio.grant_append(place.within)
                 {
                     self.ticket(slot).grant(position, frame, pages);
@@ -423,7 +423,7 @@ impl Shard {
                 self.park(slot, position, place.head);
                 return 1;
             }
-            Want::Copy | Want::Change | Want::Pin | Want::PinMut => {
+            Want::Copy | Want::Change | Want::ChangeBesideDevice | Want::Pin | Want::PinMut => {
                 self.park(slot, position, place.head);
                 self.serve(place.head);
             }
@@ -526,6 +526,11 @@ impl Shard {
                 Want::Change | Want::PinMut => {
                     !self.sync_waits_for(head)
                         && !cache.is_marked(frame, Tag::Writeback)
+                        && folio.grant_exclusive(within)
+                }
+                Want::ChangeBesideDevice => {
+                    !self.sync_waits_for(head)
+                        && cache.writable_pages(frame, cache.place(frame), (1, Stability::Unstable)) > 0
                         && folio.grant_exclusive(within)
                 }
                 Want::Create => false,

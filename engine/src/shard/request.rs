@@ -29,6 +29,8 @@ pub(crate) enum Want {
     Copy,
     /// One page, held exclusively, to be changed and released at once: in a folio of any size.
     Change,
+    /// As `Change`, also while the device reads the page: in unstable mappings.
+    ChangeBesideDevice,
     /// One page, pinned for as long as its holder likes: in a folio of its own.
     Pin,
     /// One page, held exclusively for as long as its holder likes: in a folio of its own.
@@ -50,7 +52,7 @@ impl Want {
     pub(crate) fn hold(self) -> Hold {
         match self {
             Self::Fill | Self::Copy | Self::Pin => Hold::Shared,
-            Self::Create | Self::Change | Self::PinMut => Hold::Exclusive,
+            Self::Create | Self::Change | Self::ChangeBesideDevice | Self::PinMut => Hold::Exclusive,
         }
     }
 }

@@ -748,6 +748,7 @@ impl Drop for WritebackPass<'_> {
         self.release_locked();
         self.submit_run();
         self.clean_started();
+        self.issuer.cache.shared.tags.end_locking();
         let issued = if self.state.has_ended() { Issued::End } else { self.issued };
         self.span_ends_step(issued);
     }
