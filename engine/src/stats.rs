@@ -110,6 +110,10 @@ counters! {
     pages_written,
     /// Pages evicted to free their frames.
     pages_evicted,
+    /// Pages brought in, or made, that had been evicted not long before (`workingset_refault`).
+    refaults,
+    /// Of those, pages that so few others had been evicted since that they count as hot (`workingset_activate`).
+    refaults_hot,
     /// Folios that were given frames: of one page or many.
     folios_installed,
     /// Folios split because a page of theirs was wanted by itself.

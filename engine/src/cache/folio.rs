@@ -9,10 +9,10 @@
 //! # The state word
 //!
 //! ```text
-//!  63            32 31         22 21 20 19 18 17 16 15             0
-//! ┌────────────────┬─────────────┬──┬──┬──┬──┬──┬──┬────────────────┐
-//! │ version        │ filled      │RE│WA│UN│FR│RA│EX│ shared pins    │
-//! └────────────────┴─────────────┴──┴──┴──┴──┴──┴──┴────────────────┘
+//!  63         34 33 32 31         22 21 20 19 18 17 16 15             0
+//! ┌─────────────┬─────┬─────────────┬──┬──┬──┬──┬──┬──┬────────────────┐
+//! │ version     │ HT  │ filled      │RE│WA│UN│FR│RA│EX│ shared pins    │
+//! └─────────────┴─────┴─────────────┴──┴──┴──┴──┴──┴──┴────────────────┘
 //! ```
 //!
 //! | field | set by | meaning |
@@ -22,6 +22,7 @@
 //! | FRozen | shard | free, or on its way out; every pin attempt fails |
 //! | WAiters | shard | a request is parked on this folio: who releases it kicks the shard |
 //! | REferenced | any thread | used since the eviction hand last passed |
+//! | HeaT | shard | how often the hand passes it yet before it is cold: more than 0 where it came back soon after it was evicted |
 //! | ReadAhead | shard; cleared by any thread | the marker: its next reader asks for the next window (WB-28) |
 //! | UNused | shard; cleared by any thread, REferenced with it | read ahead, and nobody has used it yet |
 //!
@@ -87,7 +88,10 @@ const REFERENCED: u64 = 1 << 21;
 /// One page more is filled.
 const FILL: u64 = 1 << 22;
 const FILLED: u64 = 0x3FF << 22;
-const VERSION: u64 = 1 << 32;
+/// The hand passes a hot folio once more.
+const HEAT: u64 = 1 << 32;
+const HEATS: u64 = 0x3 << 32;
+const VERSION: u64 = 1 << 34;
 
 /// How large a folio is: 2^order pages, from one page to 512 (2 MiB).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -142,6 +146,10 @@ impl FolioState {
     pub(crate) const fn referenced(self) -> bool {
         self.0 & REFERENCED != 0
     }
+    /// How many passes of the eviction hand it survives without being used.
+    pub(crate) const fn heat(self) -> u64 {
+        (self.0 & HEATS) / HEAT
+    }
     /// Whether a shared pin on the folio's page `within` could be granted now.
     pub(crate) const fn shareable(self, within: u64) -> bool {
         self.0 & (EXCLUSIVE | FROZEN) == 0 && self.filled() > within && self.pins() < PINS_MAX
@@ -150,7 +158,7 @@ impl FolioState {
 
 impl std::fmt::Debug for FolioState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "pins={} filled={} version={}", self.pins(), self.filled(), self.0 >> 32)?;
+        write!(f, "pins={} filled={} version={}", self.pins(), self.filled(), self.0 / VERSION)?;
         for (flag, name) in [
             (EXCLUSIVE, "exclusive"),
             (FROZEN, "frozen"),
@@ -458,11 +466,26 @@ impl FolioHeader {
         self.state.load(Ordering::SeqCst) & EXCLUSIVE != 0
     }
 
-    /// Takes a folio's REFERENCED off. True when it had none and nobody uses it, as far as one look tells.
+    /// Makes a frozen folio hot: it came back soon after it had been evicted.
+    pub(crate) fn set_hot(&self) {
+        let before = self.state.fetch_or(HEATS, Ordering::Relaxed);
+        debug_assert!(before & FROZEN != 0);
+    }
+
+    /// Takes a folio's REFERENCED off, or some of its heat where it wasn't used. True when it had neither and nobody uses it, as
+    /// far as one look tells. A hot folio that was used is as hot again as it was at first.
     pub(crate) fn turns_cold(&self) -> bool {
         let seen = self.state.load(Ordering::Relaxed);
         if seen & REFERENCED != 0 {
             self.state.fetch_and(!REFERENCED, Ordering::Relaxed);
+            if seen & HEATS != 0 {
+                self.state.fetch_or(HEATS, Ordering::Relaxed);
+            }
+            return false;
+        }
+        if seen & HEATS != 0 {
+            // The shard alone changes it, so there is some to take.
+            self.state.fetch_sub(HEAT, Ordering::Relaxed);
             return false;
         }
         seen & (PINS | EXCLUSIVE | FROZEN | WAITERS) == 0 && seen & FILLED != 0
@@ -520,8 +543,9 @@ impl FolioHeader {
 
     /// Takes the flags off a frozen frame that are about its old content. WAITERS must be gone.
     pub(crate) fn scrub_frozen(&self) {
-        let before =
-            self.state.fetch_and(!(FILLED | REFERENCED | READAHEAD | UNUSED | WAITERS), Ordering::Relaxed);
+        let before = self
+            .state
+            .fetch_and(!(FILLED | HEATS | REFERENCED | READAHEAD | UNUSED | WAITERS), Ordering::Relaxed);
         debug_assert!(before & FROZEN != 0);
         self.key.store(u64::MAX, Ordering::Relaxed);
     }

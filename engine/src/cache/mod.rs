@@ -21,6 +21,7 @@ pub(crate) mod shape;
 pub(crate) mod stripe;
 pub(crate) mod table;
 pub(crate) mod tags;
+pub(crate) mod workingset;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -19,6 +19,7 @@ use super::lsn::{GatedMappings, PageLsns};
 use super::shape::MappingShape;
 use super::table::Table;
 use super::tags::{Tag, TagTree};
+use super::workingset::{Refault, Shadows};
 use super::{MAPPINGS_MAX, MarkedPages, SharedCache, Written};
 use crate::writeback::throttle::DirtyLimits;
 
@@ -35,7 +36,9 @@ pub(crate) struct ShardCache {
     free: FreeFrames,
     /// Where the eviction clock stands.
     hand: u32,
-    /// Pages evicted since open.
+    /// What was evicted lately.
+    shadows: Shadows,
+    /// Pages evicted since open: the clock of the shadow entries.
     pub evicted: u64,
     /// Folios split since open.
     pub splits: u64,
@@ -67,7 +70,8 @@ impl ShardCache {
             frames,
         };
         let free = FreeFrames::new(&shared.headers);
-        Ok(Self { shared: Arc::new(shared), tree, shard, free, hand: 0, evicted: 0, splits: 0 })
+        let (shared, shadows) = (Arc::new(shared), Shadows::new(count));
+        Ok(Self { shared, tree, shard, free, hand: 0, shadows, evicted: 0, splits: 0 })
     }
 
     /// Bytes beside the frames that don't depend on what is cached; tag nodes in use come on top.
@@ -75,6 +79,7 @@ impl ShardCache {
         size_of_val(&*self.shared.headers)
             + self.shared.index.size_bytes()
             + self.tree.table_bytes()
+            + self.shadows.bytes()
             + size_of_val(&*self.shared.marked)
     }
 
@@ -189,6 +194,9 @@ impl ShardCache {
             let filled = whole.filled().saturating_sub(within).min(order.pages());
             let folio = self.shared.folio(piece);
             folio.become_head(filled, whole.referenced());
+            if whole.heat() > 0 {
+                folio.set_hot();
+            }
             if filled > 0 {
                 folio.thaw();
             } else {
@@ -246,6 +254,10 @@ impl ShardCache {
             // Frozen, it can't be dirtied any more; it may have been between the look at its marks and now (WB-27).
             if !shared.is_needed(head) {
                 self.evicted += folio.state().filled();
+                let first = folio.key().page();
+                for block in first >> shape.order.0..(first + folio.state().filled()) >> shape.order.0 {
+                    self.shadows.remember(shape.slot, block, self.evicted);
+                }
                 self.release(shape, head);
             } else if folio.state().filled() < order.pages() {
                 self.trim(shape, head);
@@ -253,6 +265,20 @@ impl ShardCache {
                 folio.thaw();
             }
         }
+    }
+
+    /// A folio was installed for somebody who wants its first `pages` pages: whether they were evicted lately. It is hot
+    /// where half of them were, so lately that they compete with what the cache holds (`workingset_refault`).
+    pub(crate) fn refault(&mut self, shape: &MappingShape, head: FrameId, pages: u64) -> Refault {
+        let folio = self.shared.folio(head);
+        let first = folio.key().page();
+        let blocks = first >> shape.order.0..(first + pages) >> shape.order.0;
+        let wanted = blocks.end - blocks.start;
+        let refault = self.shadows.refault(shape.slot, blocks, self.evicted);
+        if refault.hot > 0 && 2 * refault.hot >= wanted {
+            folio.set_hot();
+        }
+        refault
     }
 
     /// Takes DIRTY, and what goes with it, off the pages of a frozen folio; returns how many were dirty.

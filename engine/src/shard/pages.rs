@@ -320,6 +320,9 @@ impl Shard {
             let order = self.order_for_new(shape, page, end, want);
             let head = self.cache.install(shape, page, order).expect("room was made for every missing page");
             let pages = order.pages().min(end - page);
+            let refault = self.cache.refault(shape, head, pages);
+            bump(&self.link.counters.refaults, refault.blocks * shape.order.pages());
+            bump(&self.link.counters.refaults_hot, refault.hot * shape.order.pages());
             let folio = self.cache.shared.folio(head);
             if want == Want::Create {
                 folio.publish_exclusive();

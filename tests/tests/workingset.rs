@@ -1,0 +1,162 @@
+//! What eviction keeps: a working set against scans, by what it remembers of what it evicted (WB-27).
+//!
+//! Each pattern runs on the engine and on a plain second-chance clock of as many frames, which is what eviction would be
+//! without shadow entries. The printed hit rates are those of `docs/performance.md`.
+
+use std::collections::HashMap;
+
+use foliant::{EngineOptions, Mapping, MappingOptions};
+use foliant_nvme_emulated::EmulatedConfig;
+use foliant_tests::{Bed, options};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+const FRAMES: u64 = 512;
+const MIB: u64 = 1 << 20;
+
+/// A second-chance clock without a memory of what it evicted.
+#[derive(Default)]
+struct PlainClock {
+    frames: Vec<(u64, bool)>,
+    at: HashMap<u64, usize>,
+    hand: usize,
+}
+
+impl PlainClock {
+    /// Whether it was a hit.
+    fn access(&mut self, page: u64) -> bool {
+        if let Some(&frame) = self.at.get(&page) {
+            self.frames[frame].1 = true;
+            return true;
+        }
+        if self.frames.len() < FRAMES as usize {
+            self.at.insert(page, self.frames.len());
+            self.frames.push((page, true));
+            return false;
+        }
+        while std::mem::take(&mut self.frames[self.hand].1) {
+            self.hand = (self.hand + 1) % self.frames.len();
+        }
+        self.at.remove(&self.frames[self.hand].0);
+        self.at.insert(page, self.hand);
+        self.frames[self.hand] = (page, true);
+        self.hand = (self.hand + 1) % self.frames.len();
+        false
+    }
+}
+
+/// Hits of 1000 accesses, after the first half of `pattern`: of the pages that `counts` selects.
+#[derive(Debug)]
+struct Rates {
+    engine: u64,
+    plain: u64,
+}
+
+fn run(name: &str, shards: usize, pattern: &[u64], counts: impl Fn(u64) -> bool) -> Rates {
+    let config = EmulatedConfig::ram(256 * MIB, 512);
+    let mut bed = Bed::new(config, EngineOptions { shards, ..options(FRAMES) });
+    let mapping = bed.open(&MappingOptions { readahead_bytes_max: 0, ..Default::default() });
+    let mut plain = PlainClock::default();
+    let (mut counted, mut hits, mut plain_hits) = (0, 0, 0);
+    for (number, &page) in pattern.iter().enumerate() {
+        let before = bed.engine().stats().pages_read;
+        read(&mut bed, &mapping, page);
+        let hit = bed.engine().stats().pages_read == before;
+        let plain_hit = plain.access(page);
+        if number >= pattern.len() / 2 && counts(page) {
+            counted += 1;
+            hits += u64::from(hit);
+            plain_hits += u64::from(plain_hit);
+        }
+    }
+    bed.assert_consistent();
+    let rates = Rates { engine: hits * 1000 / counted, plain: plain_hits * 1000 / counted };
+    println!("{name}, {shards} shards: {rates:?} of 1000 hit; {} refaults", bed.engine().stats().refaults);
+    rates
+}
+
+fn read(bed: &mut Bed, mapping: &Mapping, page: u64) {
+    let mut byte = [0];
+    bed.run(mapping.read_at_async(page * 4096, &mut byte)).unwrap();
+}
+
+#[test]
+fn wb27_a_working_set_is_kept_against_a_scan() {
+    for shards in [1, 2] {
+        // Between uses of a page of the set the scan passes by more pages than would leave it in a plain clock.
+        let mut random = SmallRng::seed_from_u64(1);
+        let mut next = 10_000;
+        let pattern: Vec<u64> = (0..60_000u64)
+            .map(|number| {
+                if random.random_range(0..10) < 7 {
+                    next += 1;
+                    next
+                } else {
+                    number * 7 % 300 + number % 2 * 512
+                }
+            })
+            .collect();
+        let rates = run("a set of 300 pages beside a scan", shards, &pattern, |page| page < 10_000);
+        assert!(rates.engine > rates.plain + 150, "{rates:?}");
+    }
+}
+
+#[test]
+fn wb27_a_skewed_load_beside_a_scan_and_alone_is_not_worse_off() {
+    for shards in [1, 2] {
+        for scan_parts in [0, 5] {
+            let mut random = SmallRng::seed_from_u64(9);
+            // Zipf's law with exponent 1 over 4096 pages, by inversion.
+            let weights: Vec<f64> = (1..=4096u32).map(|rank| 1.0 / f64::from(rank)).collect();
+            let sum: f64 = weights.iter().sum();
+            let cumulated: Vec<f64> = weights
+                .iter()
+                .scan(0.0, |so_far, weight| {
+                    *so_far += weight / sum;
+                    Some(*so_far)
+                })
+                .collect();
+            let mut next = 10_000;
+            let pattern: Vec<u64> = (0..60_000)
+                .map(|_| {
+                    if random.random_range(0..10) < scan_parts {
+                        next += 1;
+                        return next;
+                    }
+                    let at: f64 = random.random();
+                    let rank = cumulated.partition_point(|&below| below < at) as u64;
+                    // Which pages are popular has nothing to do with where they lie.
+                    rank * 1237 % 4099
+                })
+                .collect();
+            let name = format!("Zipf with {scan_parts} of 10 accesses by a scan");
+            let rates = run(&name, shards, &pattern, |page| page < 10_000);
+            assert!(rates.engine + 20 >= rates.plain, "{rates:?}");
+        }
+    }
+}
+
+#[test]
+fn wb27_refaults_are_counted_and_hot_only_where_they_are_near() {
+    let mut bed = Bed::new(EmulatedConfig::ram(64 * MIB, 512), options(FRAMES));
+    let mapping = bed.open(&MappingOptions { readahead_bytes_max: 0, ..Default::default() });
+    for page in 0..600 {
+        read(&mut bed, &mapping, page);
+    }
+    let stats = bed.engine().stats();
+    assert!(stats.pages_evicted > 80 && stats.refaults == 0, "{stats:?}");
+    for page in 0..50 {
+        read(&mut bed, &mapping, page);
+    }
+    let near = bed.engine().stats();
+    assert!(near.refaults >= 30 && near.refaults_hot == near.refaults, "{near:?}");
+    // So far away that no cache of this size would have kept them.
+    for page in 1000..3000 {
+        read(&mut bed, &mapping, page);
+    }
+    for page in 1000..1100 {
+        read(&mut bed, &mapping, page);
+    }
+    let far = bed.engine().stats();
+    assert_eq!(far.refaults_hot, near.refaults_hot, "{far:?}");
+}
