@@ -6,8 +6,8 @@
 #   tools/mutants.sh --check    only whether all of them still apply, and whether each rule has one
 #   tools/mutants.sh NAME ...   only these (names of patches, without .patch, or their beginnings: wb12)
 #
-# A patch of a rule is named wbNN-WHAT, and its test is one of that rule: wbNN_… or loom_wbNN_…, or the model, which
-# names the rule that it finds broken. The table at the end says of each mistake, in the order of the rules, by which
+# A patch of a rule is named wbNN-WHAT, and its test is one of that rule (wbNN_…), a protocol's model (loom_…), or the model
+# of the whole contract, which names the rule that it finds broken. The table at the end says of each mistake, in the order of the rules, by which
 # test it was noticed.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -23,7 +23,7 @@ if [ "${1:-}" = --check ]; then
         rule=$(basename "$patch" | grep -o '^wb[0-9]*' || true)
         test=$(sed -n 's/^test: //p' "$patch")
         case $test in
-            ${rule:-none}_* | *_${rule:-none}_* | model_*) ;;
+            ${rule:-none}_* | *_${rule:-none}_* | loom_* | model_*) ;;
             *) echo "FAILED  $patch: its test, $test, isn't of the rule that its name begins with"; stale=1 ;;
         esac
     done

@@ -320,6 +320,22 @@ fn wb09_not_now_is_no_error_in_a_background_pass() {
 }
 
 #[test]
+fn wb04_a_page_that_is_given_back_is_as_dirty_as_before() {
+    for mut bed in beds(256) {
+        let mapping = bed.mapping();
+        dirty(&mut bed, &mapping, 0..10);
+        let never = callback(|_| Disposition::NotNow);
+        bed.run(mapping.writeback_with_async(&background(), &never)).unwrap();
+        bed.settle();
+        let stats = bed.engine().stats();
+        assert_eq!((stats.dirty_pages, stats.writeback_pages), (10, 0), "who clears DIRTY submits the page");
+        bed.assert_consistent();
+        bed.run(mapping.sync_async()).unwrap();
+        assert_eq!(written(&bed), (0..10).collect::<Vec<u64>>());
+    }
+}
+
+#[test]
 fn wb09_not_now_in_an_integrity_pass_is_asked_again_and_then_try_again_but_never_success() {
     for mut bed in beds(256) {
         let mapping = bed.mapping();
