@@ -103,7 +103,7 @@ mod loom_models {
 
     /// A shard that finds the number too low is kicked after the advance, however the two interleave.
     #[test]
-    fn loom_an_advance_is_seen_or_kicks() {
+    fn loom_wb40_an_advance_is_seen_or_kicks() {
         loom::model(|| {
             let durable = Arc::new(DurableLsn::new(1));
             let owner = {
