@@ -66,10 +66,19 @@ impl Limits {
 }
 
 /// Memory that decoding reuses from command to command.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Scratch {
     pub(crate) segments: Vec<Segment>,
     extents: Vec<Extent>,
+}
+
+impl Scratch {
+    /// For commands of up to 1 MiB whose pages lie apart; a larger one makes it grow.
+    const PAGES: usize = 257;
+
+    pub(crate) fn new() -> Self {
+        Self { segments: Vec::with_capacity(Self::PAGES), extents: Vec::new() }
+    }
 }
 
 /// A command that passed its checks. Its data segments are in the scratch that it was decoded with.

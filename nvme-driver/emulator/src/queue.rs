@@ -212,7 +212,7 @@ impl QueueGroup {
             pending: PendingTable::new(in_flight_max),
             timers: BinaryHeap::with_capacity(in_flight_max as usize),
             finished: Vec::with_capacity(in_flight_max as usize),
-            scratch: Scratch::default(),
+            scratch: Scratch::new(),
             view: View::stale(),
             stats: EmulatedStats::default(),
         }
