@@ -25,6 +25,9 @@ pub const SECTOR: u64 = 512;
 /// Changes of one page that may be in flight at once: the orders that they can take effect in are all kept.
 pub const CHANGES_MAX: usize = 3;
 
+/// Contents that a page may have while nothing changes it: each change that ends nobody knows where doubles them.
+pub const CONTENTS_MAX: usize = 6;
+
 /// Versions that a page had, or may have had, at some time.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -155,6 +158,12 @@ impl Page {
     #[must_use]
     pub fn has_room(&self) -> bool {
         self.changes.len() < CHANGES_MAX
+    }
+
+    /// Whether so many contents are possible that it should be read before more are.
+    #[must_use]
+    pub fn is_vague(&self) -> bool {
+        self.changes.is_empty() && self.visible.len() > CONTENTS_MAX || self.visible.len() > 16 * CONTENTS_MAX
     }
 
     /// What it may have been from now on.

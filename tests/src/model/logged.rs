@@ -54,7 +54,9 @@ impl World {
         let Some((handle_id, handle)) = self.handle(on) else { return };
         let mapping = self.handle_states[handle_id].mapping;
         let range = self.setup.clip(mapping, at, len);
-        self.make_room(mapping, &self.setup.pages_of(mapping, &range));
+        if !self.make_room(mapping, &self.setup.pages_of(mapping, &range)) {
+            return;
+        }
         let data = self.data(range.end - range.start);
         let id = self.begin_change(mapping, &range, &data);
         self.log_state.last += 1;

@@ -165,7 +165,7 @@ impl World {
     }
 
     /// Room for one more change of each page: operations beyond that are finished first.
-    pub(super) fn make_room(&mut self, mapping: usize, pages: &Range<usize>) {
+    pub(super) fn make_room(&mut self, mapping: usize, pages: &Range<usize>) -> bool {
         while self.mappings[mapping].pages[pages.clone()].iter().any(|page| !page.has_room()) {
             if self.ops.is_empty() {
                 // Only what was abandoned is left.
@@ -177,6 +177,28 @@ impl World {
                 }
             }
         }
+        self.settle_contents(mapping, pages)
+    }
+
+    /// Reads pages of which too many contents are possible, so that there is one. False when they can't be read.
+    fn settle_contents(&mut self, mapping: usize, pages: &Range<usize>) -> bool {
+        for page in pages.clone() {
+            if !self.mappings[mapping].pages[page].is_vague() {
+                continue;
+            }
+            self.quiesce();
+            let states = &self.handle_states;
+            let Some(at) = self.handles.iter().position(|(id, _)| states[*id].mapping == mapping) else {
+                return false;
+            };
+            let len = self.setup.page_len(mapping);
+            self.read(at as u8, (page as u64 * len) as u32, len as u32);
+            self.quiesce();
+            if self.mappings[mapping].pages[page].is_vague() {
+                return false;
+            }
+        }
+        true
     }
 
     pub(super) fn data(&mut self, len: u64) -> Vec<u8> {
@@ -195,7 +217,9 @@ impl World {
         let Some((handle_id, handle)) = self.handle(on) else { return };
         let mapping = self.handle_states[handle_id].mapping;
         let range = self.setup.clip(mapping, at, len);
-        self.make_room(mapping, &self.setup.pages_of(mapping, &range));
+        if !self.make_room(mapping, &self.setup.pages_of(mapping, &range)) {
+            return;
+        }
         let data = self.data(range.end - range.start);
         let id = self.begin_change(mapping, &range, &data);
         let offset = file_offset(range.start);
@@ -209,7 +233,9 @@ impl World {
         let range = self.setup.clip(mapping, at, len);
         // All or nothing: of more than one frame a part may be written.
         let range = range.start..range.end.min(range.start / FRAME * FRAME + FRAME);
-        self.make_room(mapping, &self.setup.pages_of(mapping, &range));
+        if !self.make_room(mapping, &self.setup.pages_of(mapping, &range)) {
+            return;
+        }
         let data = self.data(range.end - range.start);
         let id = self.begin_change(mapping, &range, &data);
         let offset = file_offset(range.start);
@@ -234,7 +260,9 @@ impl World {
         let Some((handle_id, handle)) = self.handle(on) else { return };
         let mapping = self.handle_states[handle_id].mapping;
         let range = self.setup.clip(mapping, at, len);
-        self.make_room(mapping, &self.setup.pages_of(mapping, &range));
+        if !self.make_room(mapping, &self.setup.pages_of(mapping, &range)) {
+            return;
+        }
         let zeroes = vec![0; (range.end - range.start) as usize];
         let id = self.begin_change(mapping, &range, &zeroes);
         let pages = &mut self.mappings[mapping].pages[self.setup.pages_of(mapping, &range)];

@@ -10,7 +10,7 @@ use super::case::{FRAME, How, MAPPING_SPACE};
 use super::content::{Moment, Poisoned, Snapshot};
 use super::device_log::Extent;
 use super::operations::{Kind, Output};
-use super::rules::Rule;
+use super::rules::{Fault, Rule};
 use super::violated;
 use super::world::World;
 
@@ -88,7 +88,13 @@ impl World {
             let modelled = &self.mappings[mapping].pages[*page];
             !modelled.is_busy() && modelled.poisoned == Poisoned::No && self.is_surely_dirty(mapping, *page)
         };
-        let dirty = if self.may_wait_for_log(mapping) { Vec::new() } else { pages.filter(is_mine).collect() };
+        // Of pages that take several commands it isn't known which are still to be tried again.
+        let vague = self.setup.splits_pages(mapping) && self.life.struck.has(Fault::WriteTransient);
+        let dirty = if vague || self.may_wait_for_log(mapping) {
+            Vec::new()
+        } else {
+            pages.filter(is_mine).collect()
+        };
         let alone_ns = is_alone.then(|| self.bed.now_ns());
         let budget = u64::from(budget);
         let began = self.now();

@@ -106,6 +106,12 @@ pub fn run_seeds(extent: Extent) -> Result<Coverage, String> {
 
 /// A failing seed in words: what was broken, and the smallest case that breaks it.
 fn explain(seed: u64, violation: &Violation, passed: u64) -> String {
+    #[expect(clippy::print_stdout, reason = "to make it small takes a while")]
+    {
+        println!(
+            "after {passed} runs that passed, FOLIANT_SEED={seed} breaks {violation}; it is made small now"
+        );
+    }
     let (small, shown) = shrink::shrink(&generate::case(seed), violation);
     let mut text = format!("after {passed} runs that passed, FOLIANT_SEED={seed} breaks {violation}\n");
     let _ = writeln!(

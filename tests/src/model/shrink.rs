@@ -1,18 +1,23 @@
 //! From a failing case to a small one: steps are taken out in ever smaller chunks, then numbers made simpler, as long as
 //! the same rule is broken (delta debugging).
 
+use std::time::{Duration, Instant};
+
 use foliant::RetryPolicy;
 
 use super::case::{Case, Notice, Setup, Step, Trouble, WriteCache};
 use super::{Violation, run};
 
 /// Runs that shrinking may cost.
-const TRIES_MAX: u32 = 1_000;
+const TRIES_MAX: u32 = 3_000;
+/// The longest time that it may take.
+const TIME_MAX: Duration = Duration::from_secs(60);
 
 /// The smallest failing case found, and how it fails.
 #[must_use]
 pub fn shrink(case: &Case, violation: &Violation) -> (Case, Violation) {
-    let mut shrinker = Shrinker { case: case.clone(), violation: violation.clone(), tries: 0 };
+    let until = Instant::now() + TIME_MAX;
+    let mut shrinker = Shrinker { until, case: case.clone(), violation: violation.clone(), tries: 0 };
     // What comes after the step at which it showed has no part in it.
     let shown = (violation.step + 1).min(case.steps.len());
     shrinker.try_steps(case.steps[..shown].to_vec());
@@ -21,13 +26,14 @@ pub fn shrink(case: &Case, violation: &Violation) -> (Case, Violation) {
         shrinker.remove_chunks();
         shrinker.simplify_setup();
         shrinker.simplify_steps();
-        if shrinker.case == before || shrinker.tries >= TRIES_MAX {
+        if shrinker.case == before || shrinker.is_over() {
             return (shrinker.case, shrinker.violation);
         }
     }
 }
 
 struct Shrinker {
+    until: Instant,
     case: Case,
     violation: Violation,
     tries: u32,
@@ -36,7 +42,7 @@ struct Shrinker {
 impl Shrinker {
     /// Takes the candidate over if it fails by the same rule.
     fn try_case(&mut self, candidate: Case) -> bool {
-        if candidate == self.case || self.tries >= TRIES_MAX {
+        if candidate == self.case || self.is_over() {
             return false;
         }
         self.tries += 1;
@@ -47,6 +53,10 @@ impl Shrinker {
             }
             _ => false,
         }
+    }
+
+    fn is_over(&self) -> bool {
+        self.tries >= TRIES_MAX || Instant::now() > self.until
     }
 
     fn try_steps(&mut self, steps: Vec<Step>) -> bool {
