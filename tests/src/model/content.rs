@@ -207,6 +207,8 @@ impl Page {
         }
         if let Some(at) = self.discards.iter().position(|&discard| discard == op) {
             self.discards.remove(at);
+            self.poisoned = self.poisoned.min(Poisoned::Perhaps);
+            self.stamps.clear();
             self.discard_ended = now;
         }
         self.touched = now;

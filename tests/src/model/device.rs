@@ -277,7 +277,7 @@ impl World {
         let mut least = Poisoned::Yes;
         self.each_page(extent, |page, _| {
             least = least.min(page.poisoned);
-            page.poisoned = Poisoned::Yes;
+            page.poisoned = if page.is_discarding() { Poisoned::Perhaps } else { Poisoned::Yes };
         });
         match least {
             Poisoned::No => Owed::Yes,

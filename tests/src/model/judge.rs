@@ -91,6 +91,7 @@ impl World {
         lived.soft = self.setup.retry == RetryPolicy::Soft;
         lived.gated = self.setup.is_gated && self.log_state.last > 0;
         lived.stamped = number > 0;
+        lived.put_off |= self.setup.splits_pages(mapping) && self.life.struck.has(Fault::WriteTransient);
         lived.latched = self.life.latched;
         lived.doomed |= self.life.doomed;
         lived.closed |= matches!(self.mappings[mapping].state, MappingState::Closing | MappingState::Limbo);
