@@ -79,6 +79,8 @@ impl World {
         for (_, mapping, owed, failed) in settled {
             // Who has been told of something meanwhile may have been told of this one.
             let owed_since = |told: Moment| if told > failed { owed.min(Owed::Perhaps) } else { owed };
+            let ops = self.ops.iter_mut().filter(|op| op.mapping == mapping);
+            ops.for_each(|op| op.lived.write_failed = true);
             let modelled = &mut self.mappings[mapping];
             modelled.unseen = modelled.unseen.max(owed_since(modelled.told));
             for handle in self.handle_states.iter_mut().filter(|handle| handle.mapping == mapping) {
