@@ -91,6 +91,9 @@ impl World {
         lived.soft = self.setup.retry == RetryPolicy::Soft;
         lived.gated = self.setup.is_gated && self.log_state.last > 0;
         lived.stamped = number > 0;
+        // Of a page's parts one may have failed long before the last has ended, and with it the page.
+        let parts_failed = self.life.struck.has(Fault::WriteFatal) || self.life.struck.has(Fault::Media);
+        lived.write_failed |= self.setup.splits_pages(mapping) && parts_failed;
         lived.put_off |= self.setup.splits_pages(mapping) && self.life.struck.has(Fault::WriteTransient);
         lived.latched = self.life.latched;
         lived.doomed |= self.life.doomed;
