@@ -128,6 +128,7 @@ pub fn out_of_reach(fault: Fault, rule: Rule) -> Option<&'static str> {
             Some("it is a power cut that shows it")
         }
         (Flush, Rule::Wb02 | Rule::Wb05Budget | Rule::Wb09) => Some("after a failed flush no pass begins"),
+        (Flush, Rule::Wb45) => Some("after a failed flush no checkpoint succeeds"),
         (Flush, Rule::Wb01 | Rule::Wb03 | Rule::Wb05 | Rule::Wb11) => {
             Some("after a failed flush a sync writes nothing")
         }
