@@ -2,13 +2,15 @@
 //! one core does all the work and one clock sees it.
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use foliant::{Engine, EngineOptions, Mapping, MappingOptions, Shard, ShardThreads};
+use anyhow::{Result, anyhow};
+use foliant::{Engine, EngineOptions, Mapping, MappingOptions, Pass, Shard, ShardThreads, WritebackControl};
 use foliant_nvme_emulated::EmulatedController;
 
 use crate::walk::PAGE;
@@ -50,9 +52,46 @@ impl DrivenEngine {
         Ok(drive(&mut self.shards, self.origin, read)?)
     }
 
+    /// Begins a pass in the first shard.
+    pub fn begin_pass(&mut self, control: WritebackControl) -> Result<Pass> {
+        Ok(self.shards[0].begin_pass(&self.mapping, control)?)
+    }
+
+    /// Syncs a range of bytes.
+    pub fn sync_range(&mut self, range: Range<u64>) -> Result<()> {
+        Ok(drive(&mut self.shards, self.origin, self.mapping.sync_range_async(range))?)
+    }
+
+    /// Has another thread sync a range of bytes, while this one goes on driving the shards.
+    pub fn start_sync(&self, range: Range<u64>) -> Syncing {
+        let mapping = self.mapping.clone();
+        Syncing(std::thread::spawn(move || mapping.sync_range(range)))
+    }
+
+    /// Drives the shards until `is_done`.
+    pub fn drive_until(&mut self, mut is_done: impl FnMut() -> bool) {
+        let done = std::future::poll_fn(|_| if is_done() { Poll::Ready(()) } else { Poll::Pending });
+        drive(&mut self.shards, self.origin, done);
+    }
+
     /// Syncs the mapping.
     pub fn sync(&mut self) -> Result<()> {
         Ok(drive(&mut self.shards, self.origin, self.mapping.sync_async())?)
+    }
+}
+
+/// A sync that another thread waits for.
+pub struct Syncing(JoinHandle<foliant::Result<()>>);
+
+impl Syncing {
+    pub fn has_ended(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// What came of it. Its shards must be driven until it [has ended](Self::has_ended).
+    pub fn result(self) -> Result<()> {
+        self.0.join().map_err(|_| anyhow!("the thread that syncs has panicked"))??;
+        Ok(())
     }
 }
 

@@ -11,13 +11,16 @@ mod callgrind;
 mod driver;
 mod engine;
 mod hits;
+mod latency;
 mod machine;
 mod measure;
 mod metadata;
 mod report;
+mod scaling;
 mod walk;
 mod writeback;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -31,7 +34,7 @@ use crate::report::{Answer, Output};
 #[derive(Debug, Parser)]
 #[command(
     name = "versus",
-    after_help = "Examples:\n  versus driver\n  versus hits --rounds 15\n  versus writeback --quick --json\n  \
+    after_help = "Examples:\n  versus driver\n  versus hits --rounds 15\n  versus writeback --quick --json\n  versus scaling --plots target/plots\n  \
                   versus all --check"
 )]
 struct Arguments {
@@ -46,6 +49,9 @@ struct Arguments {
     /// Fewer rounds and smaller data: a first look, not a figure to quote.
     #[arg(long)]
     quick: bool,
+    /// Folder into which `scaling` draws its curves, as SVG.
+    #[arg(long, value_name = "FOLDER")]
+    plots: Option<PathBuf>,
     /// Exit with status 1 when a target is missed, or could not be measured.
     #[arg(long)]
     check: bool,
@@ -59,6 +65,10 @@ enum Question {
     Hits,
     /// Draining dirty pages beside the raw driver issuing the same commands; the number of commands.
     Writeback,
+    /// Tagging and passes by the size of the file and the number of its dirty pages.
+    Scaling,
+    /// Reads and small syncs beside a flush at full speed.
+    Latency,
     /// Bytes of metadata a cached page.
     Metadata,
     /// All of them, one after the other.
@@ -71,16 +81,21 @@ enum Question {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let effort = Effort { rounds: arguments.rounds.map(usize::from), quick: arguments.quick };
+    let plots = arguments.plots.as_deref();
     let answers = match arguments.question {
         Question::Driver => vec![driver::answer(effort)?],
         Question::Hits => vec![hits::answer(effort)?],
         Question::Writeback => vec![writeback::answer(effort)?],
+        Question::Scaling => vec![scaling::answer(effort, plots)?],
+        Question::Latency => vec![latency::answer(effort)?],
         Question::Metadata => vec![metadata::answer()?],
         Question::All => {
             vec![
                 driver::answer(effort)?,
                 hits::answer(effort)?,
                 writeback::answer(effort)?,
+                scaling::answer(effort, plots)?,
+                latency::answer(effort)?,
                 metadata::answer()?,
             ]
         }

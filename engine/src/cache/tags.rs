@@ -426,6 +426,7 @@ impl TagTree {
             self.links[at as usize].next = next;
         }
         self.links[node as usize].next = self.free;
+        self.nodes.nodes[node as usize].parent.store(NONE, Ordering::Relaxed);
         self.free = node;
         self.used -= 1;
     }
@@ -480,16 +481,24 @@ impl TagTree {
     /// Adds TOWRITE to every DIRTY page of `range` and returns how many carry it now that did not before
     /// (`tag_pages_for_writeback`).
     pub(crate) fn tag_for_writeback(&self, tree: TreeId, range: Range<u64>) -> u64 {
+        let top = tree.levels - 1;
         let mut tagged = 0;
-        if !range.is_empty() {
-            self.tag_below(tree, tree.levels - 1, 0, &range, &mut tagged);
+        if !range.is_empty()
+            && let Some(root) = self.lookup(tree.node_key(top, 0))
+        {
+            self.tag_below(tree, (root, top, 0), &range, &mut tagged);
         }
         tagged
     }
 
-    /// Tags below one node; true when anything below carries TOWRITE afterwards.
-    fn tag_below(&self, tree: TreeId, level: u32, base: u64, range: &Range<u64>, tagged: &mut u64) -> bool {
-        let Some(node) = self.lookup(tree.node_key(level, base)) else { return false };
+    /// Tags below the node that begins at page `base`; true when anything below carries TOWRITE afterwards.
+    fn tag_below(
+        &self,
+        tree: TreeId,
+        (node, level, base): (u32, u32, u64),
+        range: &Range<u64>,
+        tagged: &mut u64,
+    ) -> bool {
         let child_bits = FANOUT_BITS * level;
         let mut dirty = self.nodes.word(node, Tag::Dirty) & children_in(range, base, child_bits);
         let mut gained = 0;
@@ -497,9 +506,14 @@ impl TagTree {
             gained = dirty & !self.nodes.word(node, Tag::ToWrite);
             *tagged += u64::from(gained.count_ones());
         } else {
+            let mut siblings = Siblings::default();
             while dirty != 0 {
                 let slot = dirty.trailing_zeros();
-                if self.tag_below(tree, level - 1, base + (u64::from(slot) << child_bits), range, tagged) {
+                let child_base = base + (u64::from(slot) << child_bits);
+                let key = || tree.node_key(level - 1, child_base);
+                if let Some(child) = self.next_sibling(&mut siblings, (node, slot), key)
+                    && self.tag_below(tree, (child, level - 1, child_base), range, tagged)
+                {
                     gained |= 1 << slot;
                 }
                 dirty &= dirty - 1;
@@ -511,6 +525,42 @@ impl TagTree {
         marks.store(now, Ordering::Relaxed);
         now != 0
     }
+
+    /// The child of `parent` at a slot behind those that `siblings` has seen; `key` is its key. Where pages came in the order
+    /// of the file, the next child is the next number, and neither the table nor its chains need to be read.
+    #[inline]
+    fn next_sibling(
+        &self,
+        siblings: &mut Siblings,
+        (parent, slot): (u32, u32),
+        key: impl FnOnce() -> u64,
+    ) -> Option<u32> {
+        if siblings.wrong < Siblings::WRONG_MAX && siblings.last != NONE && siblings.last + 1 < self.fresh {
+            let guess = siblings.last + 1;
+            let node = &self.nodes.nodes[guess as usize];
+            // One that is free has no parent.
+            if node.parent.load(Ordering::Relaxed) == parent && node.slot.load(Ordering::Relaxed) == slot {
+                siblings.last = guess;
+                return Some(guess);
+            }
+            siblings.wrong += 1;
+        }
+        let found = self.lookup(key())?;
+        siblings.last = found;
+        Some(found)
+    }
+}
+
+/// Children of one node, visited in ascending order.
+#[derive(Debug, Default)]
+struct Siblings {
+    last: u32,
+    /// Guesses that were wrong; after a few no more are made, since each costs as much as a look-up.
+    wrong: u32,
+}
+
+impl Siblings {
+    const WRONG_MAX: u32 = 3;
 }
 
 /// The bits of a node at `base` whose children (of `1 << child_bits` pages each) overlap `range`.

@@ -1,0 +1,174 @@
+//! `versus scaling`: how the cost of tagging and of a pass grows with the size of the file and the number of its dirty
+//! pages (WB-43).
+//!
+//! The emulated device moves no data, so what is timed is the engine's and the driver's own work. Tagging is what an
+//! integrity pass does when it begins; a sync is everything: the request, tagging, the writes, their completions and the
+//! commit.
+
+mod curve;
+
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use foliant::WritebackControl;
+use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
+
+use self::curve::{Curve, Picture};
+use crate::engine::DrivenEngine;
+use crate::measure::{Effort, ThreadClock, median};
+use crate::report::{Answer, Cell, Limit, Row, Table, Target};
+use crate::walk::PAGE;
+
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+/// Dirty pages in the comparison of file sizes.
+const FEW: u64 = 100;
+
+/// Measures, and draws the two curves into `plots`, if that is a folder's name.
+pub fn answer(effort: Effort, plots: Option<&Path>) -> Result<Answer> {
+    let rounds = effort.rounds(9);
+    let million: u64 = if effort.quick { 1 << 17 } else { 1_000_000 };
+    let mut targets = Vec::new();
+
+    let mut rows = Vec::new();
+    for (name, stride, limit_ms) in
+        [("dense", 1, 0.1), ("one page in 8", 8, f64::NAN), ("one page in 64", 64, 5.0)]
+    {
+        let mut engine = spread(million, stride, million * stride * PAGE as u64)?;
+        let tagged_ms = tagging_ms(&mut engine, rounds)?;
+        let per_page = tagged_ms * 1e6 / million as f64;
+        rows.push(Row::new(
+            name,
+            vec![Cell::Count(million), Cell::Figure(tagged_ms), Cell::Figure(per_page)],
+        ));
+        if !limit_ms.is_nan() && !effort.quick {
+            let what = format!("tagging {million} dirty pages, {name}");
+            targets.push(Target::new(what, "ms", Limit::AtMost(limit_ms), Some(tagged_ms)));
+        }
+    }
+    let tagging = Table {
+        title: "tagging for an integrity pass".into(),
+        columns: vec!["dirty pages", "ms", "ns a page"],
+        rows,
+    };
+
+    let mut rows = Vec::new();
+    let mut by_size = Vec::new();
+    for (name, size) in [
+        ("1 GiB", GIB),
+        ("16 GiB", 16 * GIB),
+        ("256 GiB", 256 * GIB),
+        ("1 TiB", TIB),
+        ("16 TiB", 16 * TIB),
+        ("256 TiB", 256 * TIB),
+    ] {
+        let us = sync_us(FEW, size / PAGE as u64 / FEW, size, rounds)?;
+        rows.push(Row::new(name, vec![Cell::Count(FEW), Cell::Figure(us), Cell::Figure(us / FEW as f64)]));
+        by_size.push((size as f64 / GIB as f64, us));
+    }
+    let (smallest, tebibyte) = (by_size[0].1, by_size[3].1);
+    targets.push(Target::new(
+        "sync of 100 dirty pages in 1 TiB beside 1 GiB",
+        "times",
+        Limit::AtMost(3.0),
+        Some(tebibyte / smallest),
+    ));
+    let sizes = Table {
+        title: "sync of 100 dirty pages, spread evenly, by the size of the file".into(),
+        columns: vec!["dirty pages", "µs", "µs a page"],
+        rows,
+    };
+
+    let mut rows = Vec::new();
+    let mut by_count = Vec::new();
+    for count in [1, 10, 100, 1_000, 10_000, 100_000] {
+        let us = sync_us(count, TIB / PAGE as u64 / count, TIB, rounds)?;
+        rows.push(Row::new(
+            format!("{count}"),
+            vec![Cell::Count(count), Cell::Figure(us), Cell::Figure(us / count as f64)],
+        ));
+        by_count.push((count as f64, us));
+    }
+    let counts = Table {
+        title: "sync of pages spread evenly over 1 TiB, by their number".into(),
+        columns: vec!["dirty pages", "µs", "µs a page"],
+        rows,
+    };
+
+    if let Some(folder) = plots {
+        std::fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
+        Picture {
+            title: "Sync of 100 dirty pages, by the size of the file",
+            across: "GiB",
+            up: "µs of processor time",
+            curve: Curve(by_size),
+        }
+        .draw(&folder.join("scaling-file-size.svg"))?;
+        Picture {
+            title: "Sync of pages spread over 1 TiB, by their number",
+            across: "dirty pages",
+            up: "µs of processor time",
+            curve: Curve(by_count),
+        }
+        .draw(&folder.join("scaling-dirty-pages.svg"))?;
+    }
+    Ok(Answer {
+        question: "scaling",
+        rounds,
+        tables: vec![tagging, sizes, counts],
+        targets,
+        notes: vec![
+            "emu:null, one shard: the device's part is its work on commands, which is the same for every size".into(),
+            "pages that lie apart are a command each".into(),
+        ],
+    })
+}
+
+/// An engine on a device of `size` bytes with `count` dirty pages, each `stride` behind the last.
+fn spread(count: u64, stride: u64, size: u64) -> Result<DrivenEngine> {
+    let device = EmulatedController::new(EmulatedConfig::null(size, PAGE as u32))?;
+    let cache_bytes = (count * PAGE as u64 / 4 * 5).max(8 << 20);
+    let mut engine = DrivenEngine::open(device, cache_bytes, 1)?;
+    dirty(&mut engine, count, stride)?;
+    Ok(engine)
+}
+
+fn dirty(engine: &mut DrivenEngine, count: u64, stride: u64) -> Result<()> {
+    let page = [7; PAGE];
+    (0..count).try_for_each(|at| engine.write_page(at * stride, &page))?;
+    let stats = engine.engine.stats();
+    ensure!(stats.dirty_pages == count, "{} of {count} pages are dirty", stats.dirty_pages);
+    Ok(())
+}
+
+/// Processor time in milliseconds that an integrity pass takes to begin.
+fn tagging_ms(engine: &mut DrivenEngine, rounds: usize) -> Result<f64> {
+    let mut figures = Vec::new();
+    for round in 0..=rounds {
+        let clock = ThreadClock::start();
+        let pass = engine.begin_pass(WritebackControl::integrity())?;
+        let elapsed_ns = clock.elapsed_ns();
+        ensure!(pass.outcome().is_ok(), "the pass has not failed");
+        if round > 0 {
+            figures.push(elapsed_ns / 1e6);
+        }
+    }
+    Ok(median(&figures))
+}
+
+/// Processor time in microseconds of a sync of `count` dirty pages.
+fn sync_us(count: u64, stride: u64, size: u64, rounds: usize) -> Result<f64> {
+    let mut engine = spread(count, stride, size)?;
+    let mut figures = Vec::new();
+    for round in 0..=rounds {
+        let clock = ThreadClock::start();
+        engine.sync()?;
+        let elapsed_ns = clock.elapsed_ns();
+        if round > 0 {
+            figures.push(elapsed_ns / 1e3);
+        }
+        dirty(&mut engine, count, stride)?;
+    }
+    Ok(median(&figures))
+}
