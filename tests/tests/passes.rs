@@ -600,6 +600,24 @@ fn wb16_a_sync_is_not_answered_before_all_of_its_pass_is_queued_and_done() {
 }
 
 #[test]
+fn wb16_a_sync_whose_pass_waits_midway_is_not_answered_when_what_was_queued_has_ended() {
+    for mut bed in beds(64) {
+        let mapping = bed.mapping();
+        dirty(&mut bed, &mapping, 0..8);
+        let pin = bed.run(mapping.pin_mut_async(6)).unwrap();
+        let mut sync = Box::pin(mapping.sync_async());
+        for _ in 0..4 {
+            assert!(bed.poll_once(sync.as_mut()).is_pending());
+            bed.settle();
+        }
+        assert_eq!(bed.engine().stats().writeback_pages, 0, "all that was queued has ended");
+        drop(pin);
+        bed.run(sync).unwrap();
+        assert_eq!(written(&bed), (0..8).collect::<Vec<_>>());
+    }
+}
+
+#[test]
 fn wb18_a_pass_that_waits_has_submitted_what_it_took() {
     for mut bed in beds(64) {
         let mapping = bed.mapping();
