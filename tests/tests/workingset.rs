@@ -3,6 +3,8 @@
 //! Each pattern runs on the engine and on a plain second-chance clock of as many frames, which is what eviction would be
 //! without shadow entries. The printed hit rates are those of `docs/performance.md`.
 
+#![expect(clippy::print_stdout, reason = "the hit rates are what there is to see")]
+
 use std::collections::HashMap;
 
 use foliant::{EngineOptions, Mapping, MappingOptions};
