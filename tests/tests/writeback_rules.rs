@@ -224,7 +224,8 @@ fn wb11_a_failed_write_leaves_its_folios_dirty_and_the_next_sync_writes_them() {
 
 #[test]
 fn wb05_a_sync_goes_on_past_an_error_and_returns_the_first() {
-    let mut bed = Bed::new(ram(), options(256));
+    // A small queue, so that the error is known while there is more to issue.
+    let mut bed = Bed::new(ram(), EngineOptions { queue_entries: 8, ..options(256) });
     let mapping = bed.mapping();
     for page in (0..40u64).step_by(2) {
         bed.run(mapping.write_at_async(page * 4096, &[1; 4096])).unwrap();
