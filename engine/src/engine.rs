@@ -20,17 +20,21 @@ use crate::cache::tags::TagTree;
 use crate::device;
 use crate::error::{Error, Result};
 use crate::gate::{Gate, GateTable, MappingGates};
+use crate::mapping::mirror::{self, MirrorPlan};
 use crate::mapping::{HandleReadahead, Mapping, MappingOptions};
+use crate::mirror::{LabelTurn, MirrorDevice, StreamId};
 use crate::options::{EngineOptions, FRAMES_MIN, ShardThreads};
 use crate::reply::{GRANTS_MAX, block_on};
 use crate::shard::device::DeviceWatch;
 use crate::shard::link::ShardLink;
+use crate::shard::mirror::MirrorStream;
 use crate::shard::open::OpenMapping;
 use crate::shard::request::Request;
+use crate::shard::resync::WINDOW_PAGES;
 use crate::shard::runner;
 use crate::shard::{Shard, ShardLimits};
 use crate::stats::EngineStats;
-use crate::table::MappingTable;
+use crate::table::{Extent, MappingTable};
 use crate::writeback::commit::Durability;
 use crate::writeback::throttle::DirtyLimits;
 
@@ -46,12 +50,40 @@ pub(crate) struct EngineInner {
     pub request_pages_max: u64,
     namespaces: Vec<Namespace>,
     pub identity: ControllerIdentity,
+    /// Where mirrors are, if anywhere.
+    pub mirror: Option<MirrorSide>,
     /// By namespace id.
     durability: BTreeMap<u32, Arc<Durability>>,
     stop: Arc<AtomicBool>,
     fixed_metadata_bytes: u64,
     pub frames: u64,
     arena: ArenaBacking,
+}
+
+impl EngineInner {
+    /// The page whose frame a device address lies in.
+    fn key_at(&self, iova: Iova) -> Option<FolioKey> {
+        self.links.iter().find_map(|link| {
+            let frames = &link.cache.frames;
+            let offset = iova.0.checked_sub(frames.segment(FrameId(0), 0).iova.0)?;
+            let frame =
+                u32::try_from(offset / PAGE_BYTES as u64).ok().filter(|&frame| frame < frames.count())?;
+            Some(link.cache.folio(FrameId(frame)).key())
+        })
+    }
+}
+
+/// The device of an engine's mirrors.
+#[derive(Debug)]
+pub(crate) struct MirrorSide {
+    pub on: StreamId,
+    pub namespaces: Vec<Namespace>,
+    pub write_zeroes: bool,
+    pub queue_entries: u16,
+    /// By namespace id.
+    pub durability: BTreeMap<u32, Arc<Durability>>,
+    /// What a device address of a frame is more there than on the primary, wrapping.
+    iova_offset: u64,
 }
 
 /// An open storage engine: a page cache with writeback on one NVMe controller.
@@ -63,6 +95,8 @@ pub struct Engine {
     inner: Arc<EngineInner>,
     /// Disabled and freed after the shards' queue pairs are gone.
     controller: Option<Controller>,
+    /// The mirror's, where that is another.
+    mirror_controller: Option<Controller>,
     threads: Vec<JoinHandle<Shard>>,
     /// With [`ShardThreads::Manual`], until they are taken.
     shards: Mutex<Vec<Shard>>,
@@ -77,7 +111,19 @@ impl Engine {
     /// up; [`Error::Os`].
     pub fn open(uri: &str, options: &EngineOptions) -> Result<Self> {
         options.check()?;
-        Self::open_on(device::transport(uri)?, options)
+        match &options.mirror {
+            MirrorDevice::Uri(mirror) if mirror == uri => Err(Error::Option {
+                option: "mirror",
+                value: mirror.clone(),
+                reason:
+                    "is the engine's own device; use MirrorDevice::SameDevice, and other ranges or namespaces"
+                        .to_owned(),
+            }),
+            MirrorDevice::Uri(mirror) => {
+                Self::open_with(device::transport(uri)?, Some(device::transport(mirror)?), options)
+            }
+            MirrorDevice::None | MirrorDevice::SameDevice => Self::open_on(device::transport(uri)?, options),
+        }
     }
 
     /// Opens a device through a transport that the caller made.
@@ -86,18 +132,65 @@ impl Engine {
     /// As [`open`](Self::open).
     pub fn open_on(transport: Arc<dyn Transport>, options: &EngineOptions) -> Result<Self> {
         options.check()?;
+        let mirror = match &options.mirror {
+            MirrorDevice::Uri(mirror) => Some(device::transport(mirror)?),
+            MirrorDevice::None | MirrorDevice::SameDevice => None,
+        };
+        Self::open_with(transport, mirror, options)
+    }
+
+    /// Opens a device, and another one for mirrors whatever [`EngineOptions::mirror`] says, through transports that the
+    /// caller made.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_mirrored_on(
+        transport: Arc<dyn Transport>,
+        mirror: Arc<dyn Transport>,
+        options: &EngineOptions,
+    ) -> Result<Self> {
+        options.check()?;
+        Self::open_with(transport, Some(mirror), options)
+    }
+
+    fn open_with(
+        transport: Arc<dyn Transport>,
+        mirror: Option<Arc<dyn Transport>>,
+        options: &EngineOptions,
+    ) -> Result<Self> {
+        let same = mirror.is_none() && options.mirror == MirrorDevice::SameDevice;
+        let queues = if same { 2 } else { 1 };
+        let window_bytes = if same || mirror.is_some() { WINDOW_PAGES as usize * PAGE_BYTES } else { 0 };
         let frames_bytes = options.cache_bytes / PAGE_BYTES as u64 * PAGE_BYTES as u64;
         let controller = Controller::open(
             transport,
             &ControllerOptions {
-                io_queue_pairs: options.shards as u16,
+                io_queue_pairs: (options.shards * queues) as u16,
                 io_queue_entries: options.queue_entries,
-                arena_bytes: frames_bytes as usize,
+                // Beside the frames a page a shard for labels.
+                arena_bytes: frames_bytes as usize + options.shards * (PAGE_BYTES + window_bytes),
                 max_transfer_bytes: options.transfer_bytes_max,
                 hugepages: options.hugepages,
             },
         )?;
-        let shards = usize::from(controller.identity().queue_pairs).min(options.shards).max(1);
+        let granted = usize::from(controller.identity().queue_pairs);
+        if granted < queues {
+            return Err(Error::Option {
+                option: "mirror",
+                value: format!("{:?}", options.mirror),
+                reason: format!(
+                    "a mirror on the same device needs 2 queue pairs, and the device grants {granted}"
+                ),
+            });
+        }
+        let mirror_controller = match mirror {
+            Some(transport) => Some(open_mirror(transport, options)?),
+            None => None,
+        };
+        let mirror_granted = mirror_controller
+            .as_ref()
+            .map_or(usize::MAX, |mirror| usize::from(mirror.identity().queue_pairs));
+        let shards = (granted / queues).min(mirror_granted).min(options.shards).max(1);
         if shards < options.shards {
             tracing::warn!(
                 wanted = options.shards,
@@ -105,11 +198,17 @@ impl Engine {
                 "the device granted fewer queue pairs than shards wanted"
             );
         }
-        let shards = build_shards(&controller, options, shards)?;
+        let of_mirror = mirror_controller.as_ref().or(same.then_some(&controller));
+        let mut mirror = of_mirror.map(|of| MirrorSide::new(&controller, of, same)).transpose()?;
+        let shards = build_shards(&controller, of_mirror.zip(mirror.as_ref()), options, shards)?;
         let volatile = controller.identity().volatile_write_cache;
         let durability = controller.namespaces().iter();
-        let durability =
-            durability.map(|ns| (ns.id(), Arc::new(Durability::new(ns.id(), volatile)))).collect();
+        let durability = durability.map(|ns| (ns.id(), Arc::new(Durability::new(ns.id(), volatile))));
+        let durability: BTreeMap<_, _> = durability.collect();
+        if let Some(mirror) = mirror.as_mut().filter(|_| same) {
+            // Whoever flushes a namespace flushes it for all.
+            mirror.durability.clone_from(&durability);
+        }
         let frames: u64 = shards.iter().map(Shard::frames).sum();
         let inner = Arc::new(EngineInner {
             links: shards.iter().map(|shard| shard.link().clone()).collect(),
@@ -119,6 +218,7 @@ impl Engine {
             request_pages_max: request_pages_max(frames / shards.len() as u64),
             namespaces: controller.namespaces().to_vec(),
             identity: controller.identity().clone(),
+            mirror,
             durability,
             stop: Arc::new(AtomicBool::new(false)),
             fixed_metadata_bytes: shards.iter().map(|shard| shard.fixed_metadata_bytes() as u64).sum(),
@@ -126,7 +226,17 @@ impl Engine {
             arena: controller.arena().backing(),
         });
         let (threads, shards) = start(shards, &options.threads, &inner.stop)?;
-        Ok(Self { inner, controller: Some(controller), threads, shards: Mutex::new(shards) })
+        Ok(Self {
+            inner,
+            controller: Some(controller),
+            mirror_controller,
+            threads,
+            shards: Mutex::new(shards),
+        })
+    }
+
+    pub(crate) fn inner(&self) -> &EngineInner {
+        &self.inner
     }
 
     /// What the controller says of itself.
@@ -191,9 +301,13 @@ impl Engine {
         }
         let capacity = capacity_bytes(namespace);
         let start = options.start_bytes;
+        let rest = match options.mirror {
+            None => capacity.saturating_sub(start),
+            Some(_) => mirror::rest_of(capacity, start, block),
+        };
         // How far it may grow: what it occupies of the device.
         let asked = options.capacity_bytes.or(options.len_bytes);
-        let capacity_bytes = asked.unwrap_or(capacity.saturating_sub(start));
+        let capacity_bytes = asked.unwrap_or(rest);
         let len_bytes = options.len_bytes.unwrap_or(capacity_bytes);
         if !start.is_multiple_of(block) || !capacity_bytes.is_multiple_of(block) {
             return wrong(format!(
@@ -211,6 +325,15 @@ impl Engine {
                 "bytes {start}..{} don't lie within namespace {}, which has {capacity} bytes, or are none",
                 start.saturating_add(capacity_bytes),
                 options.namespace
+            ));
+        }
+        if options.mirror.is_some() && start + len_bytes + block > capacity {
+            return wrong(format!(
+                "a mirrored mapping needs a block behind its range for its label, and bytes {start}..{} reach the end of \
+                 namespace {}; the most that can be mirrored are {} bytes",
+                start + len_bytes,
+                options.namespace,
+                mirror::rest_of(capacity, start, block)
             ));
         }
         let first_lba = start / block;
@@ -249,20 +372,33 @@ impl Engine {
         }
         let gates = MappingGates { gate: options.gate.clone(), log_of: options.log_of.clone() };
         gates.check(&inner.links)?;
-        let opened =
-            inner.table.open(options.namespace, first_lba, capacity_bytes, (order, &gates), |slot| {
-                OpenMapping {
-                    shape: shape(slot),
-                    end: FileEnd::new(len_bytes),
-                    gates: gates.clone(),
-                    errors: Default::default(),
-                    durability: inner.durability[&options.namespace].clone(),
-                    retry: options.retry,
-                    writeback: inner.links.iter().map(|_| Default::default()).collect(),
-                    closed: AtomicBool::new(false),
-                    dropped: AtomicBool::new(false),
-                }
-            })?;
+        let plan = MirrorPlan::new(inner, options, capacity_bytes)?;
+        let label = if plan.is_some() { block } else { 0 };
+        let bytes = start..start + capacity_bytes + label;
+        let own = Extent { on: StreamId::Primary, namespace: options.namespace, bytes };
+        let extents: Vec<_> =
+            std::iter::once(own).chain(plan.as_ref().map(|plan| plan.extent(capacity_bytes))).collect();
+        let mirror = (options.mirror.as_ref(), &extents[..]);
+        let opened = inner.table.open(
+            options.namespace,
+            first_lba,
+            capacity_bytes,
+            (order, &gates),
+            mirror,
+            |slot| OpenMapping {
+                mirror: plan.as_ref().map(|plan| plan.open(&shape(slot), inner.links.len())),
+                labels: LabelTurn::default(),
+                shape: shape(slot),
+                end: FileEnd::new(len_bytes),
+                gates: gates.clone(),
+                errors: Default::default(),
+                durability: inner.durability[&options.namespace].clone(),
+                retry: options.retry,
+                writeback: inner.links.iter().map(|_| Default::default()).collect(),
+                closed: AtomicBool::new(false),
+                dropped: AtomicBool::new(false),
+            },
+        )?;
         // The handle exists from here on, so that an error below drops it.
         let mapping = Mapping::new(inner.clone(), opened.clone(), readahead);
         if opened.retry != options.retry {
@@ -276,6 +412,10 @@ impl Engine {
                 "the same range is open with stability: {:?}; every handle of a mapping has the same",
                 opened.shape.stability
             ));
+        }
+        if let Err(error) = mapping.attach().await {
+            mapping.refuse_open();
+            return Err(error);
         }
         // Every handle's opener tells every shard: another one may be on its way still, or have been dropped.
         for link in &inner.links {
@@ -326,15 +466,21 @@ impl Engine {
     pub fn locator(&self) -> impl Fn(Iova) -> Option<(u32, Lba)> + Send + Sync + use<> {
         let inner = self.inner.clone();
         move |iova| {
-            inner.links.iter().find_map(|link| {
-                let frames = &link.cache.frames;
-                let first = frames.segment(FrameId(0), 0).iova;
-                let offset = iova.0.checked_sub(first.0)?;
-                let frame =
-                    u32::try_from(offset / PAGE_BYTES as u64).ok().filter(|&frame| frame < frames.count())?;
-                let key = link.cache.folio(FrameId(frame)).key();
-                inner.table.with_shape(key.mapping(), |shape| (shape.namespace.id(), shape.lba(key.page())))
-            })
+            let key = inner.key_at(iova)?;
+            inner.table.with_shape(key.mapping(), |shape| (shape.namespace.id(), shape.lba(key.page())))
+        }
+    }
+
+    /// As [`locator`](Self::locator), for the mirror's device: which page of a mirror a device address of that device is
+    /// written to.
+    pub fn mirror_locator(&self) -> impl Fn(Iova) -> Option<(u32, Lba)> + Send + Sync + use<> {
+        let inner = self.inner.clone();
+        move |iova| {
+            let offset = inner.mirror.as_ref()?.iova_offset;
+            let key = inner.key_at(Iova(iova.0.wrapping_sub(offset)))?;
+            inner
+                .table
+                .with_mirror_shape(key.mapping(), |shape| (shape.namespace.id(), shape.lba(key.page())))
         }
     }
 
@@ -373,7 +519,7 @@ impl Engine {
         let (logs, others): (Vec<_>, Vec<_>) = mappings.partition(Mapping::holds_log);
         let mut result = Ok(());
         for mappings in [logs, others] {
-            let synced = sync_all(&mappings);
+            let synced = close_all(&mappings);
             result =
                 result.and(if shards.is_empty() { block_on(synced) } else { drive(&mut shards, synced) });
         }
@@ -385,6 +531,9 @@ impl Engine {
                 dirty,
                 "the engine was closed with pages that could not be written: they are lost"
             );
+        }
+        if let Some(Err(error)) = self.mirror_controller.take().map(Controller::shutdown) {
+            tracing::warn!(%error, "the mirror's controller could not be shut down in order");
         }
         match self.controller.take().map(Controller::shutdown) {
             Some(Err(error)) => result.and(Err(error.into())),
@@ -424,9 +573,10 @@ impl Drop for Engine {
     }
 }
 
-/// Syncs mappings at once, so that those behind one gate wait for it together. The first error.
-async fn sync_all(mappings: &[Mapping]) -> Result<()> {
-    let mut pending: Vec<_> = mappings.iter().map(|mapping| Box::pin(mapping.sync_async())).collect();
+/// Syncs mappings at once, so that those behind one gate wait for it together; mirrored ones are closed, so that nothing
+/// is written after their labels say that both halves are equal. The first error.
+async fn close_all(mappings: &[Mapping]) -> Result<()> {
+    let mut pending: Vec<_> = mappings.iter().map(|mapping| Box::pin(mapping.close_with_engine())).collect();
     let mut result = Ok(());
     std::future::poll_fn(|context| {
         pending.retain_mut(|sync| match sync.as_mut().poll(context) {
@@ -458,8 +608,49 @@ fn drive<T>(shards: &mut [Shard], future: impl Future<Output = T>) -> T {
     }
 }
 
+/// Opens the mirror's device: queue pairs, and no memory of its own.
+fn open_mirror(transport: Arc<dyn Transport>, options: &EngineOptions) -> Result<Controller> {
+    let controller = Controller::open(
+        transport,
+        &ControllerOptions {
+            io_queue_pairs: options.shards as u16,
+            io_queue_entries: options.queue_entries,
+            arena_bytes: 0,
+            max_transfer_bytes: options.transfer_bytes_max,
+            hugepages: options.hugepages,
+        },
+    )?;
+    Ok(controller)
+}
+
+impl MirrorSide {
+    fn new(primary: &Controller, mirror: &Controller, same: bool) -> Result<Self> {
+        let identity = mirror.identity();
+        let iova_offset = match same {
+            true => 0,
+            false => mirror.map_arena(primary.arena())?.0.wrapping_sub(primary.arena().iova().0),
+        };
+        let volatile = identity.volatile_write_cache;
+        let durability = mirror.namespaces().iter();
+        let durability = durability.map(|ns| (ns.id(), Arc::new(Durability::new(ns.id(), volatile))));
+        Ok(Self {
+            on: if same { StreamId::Primary } else { StreamId::Mirror },
+            namespaces: mirror.namespaces().to_vec(),
+            write_zeroes: identity.write_zeroes,
+            queue_entries: identity.queue_entries,
+            durability: durability.collect(),
+            iova_offset,
+        })
+    }
+}
+
 /// Divides the arena among shards and builds them.
-fn build_shards(controller: &Controller, options: &EngineOptions, count: usize) -> Result<Vec<Shard>> {
+fn build_shards(
+    controller: &Controller,
+    mirror: Option<(&Controller, &MirrorSide)>,
+    options: &EngineOptions,
+    count: usize,
+) -> Result<Vec<Shard>> {
     let frames = options.cache_bytes / PAGE_BYTES as u64 / count as u64;
     debug_assert!(frames >= FRAMES_MIN);
     let pages = |ns: &Namespace| capacity_bytes(ns).div_ceil(PAGE_BYTES as u64);
@@ -485,10 +676,15 @@ fn build_shards(controller: &Controller, options: &EngineOptions, count: usize) 
         log_reserve_frames: (frames * u64::from(options.log_reserve_percent) / 100)
             .max(request_pages_max(frames)) as usize,
     };
-    (0..count)
-        .map(|shard| {
-            let buffer = controller.arena().allocate(frames as usize * PAGE_BYTES);
-            let buffer = buffer.map_err(foliant_nvme::DriverError::from)?;
+    let allocate = |pages: usize| -> Result<_> {
+        Ok(controller.arena().allocate(pages * PAGE_BYTES).map_err(foliant_nvme::DriverError::from)?)
+    };
+    // The frames first: so they keep the alignment of the arena.
+    let frame_buffers = (0..count).map(|_| allocate(frames as usize)).collect::<Result<Vec<_>>>()?;
+    frame_buffers
+        .into_iter()
+        .enumerate()
+        .map(|(shard, buffer)| {
             let cache = ShardCache::new(shard, FrameMemory::new(buffer), local_pages, &dirty);
             let cache = cache.map_err(|error| Error::Os {
                 what: "cannot map memory for the cache's tables (choose a smaller cache)",
@@ -497,8 +693,19 @@ fn build_shards(controller: &Controller, options: &EngineOptions, count: usize) 
             let (link, inbox) =
                 ShardLink::new(shard, cache.shared.clone(), options, dirty.background as u32 + 1)?;
             let queue = controller.queue_pair()?;
-            let watch = DeviceWatch::new(limits.command_timeout_ns);
-            Ok(Shard::new(link, inbox, cache, queue, limits.clone(), watch))
+            let watch = || DeviceWatch::new(limits.command_timeout_ns);
+            let mirror = match mirror {
+                Some((of, side)) => {
+                    let (window, shared) = (allocate(WINDOW_PAGES as usize)?, cache.shared.clone());
+                    let sizes = (queue.free_commands() as usize, limits.command_pages_max);
+                    let own = (watch(), shared);
+                    let stream = MirrorStream::new(of.queue_pair()?, side.iova_offset, window, own, sizes);
+                    Some(Box::new(stream))
+                }
+                None => None,
+            };
+            let label_page = allocate(1)?;
+            Ok(Shard::new(link, inbox, cache, (queue, mirror), label_page, limits.clone(), watch()))
         })
         .collect()
 }
@@ -543,7 +750,7 @@ fn start(
 }
 
 /// What the engine uses of a namespace: all of it, up to what page keys can name.
-fn capacity_bytes(namespace: &Namespace) -> u64 {
+pub(crate) fn capacity_bytes(namespace: &Namespace) -> u64 {
     let limit = PAGE_BYTES as u64 * FolioKey::PAGES_MAX;
     namespace.blocks().saturating_mul(u64::from(namespace.block_bytes())).min(limit)
 }

@@ -1,6 +1,7 @@
 //! What can go wrong, in the engine's terms.
 
 use crate::cache::lsn::Lsn;
+use crate::mirror::{MirrorCause, MirrorLabel};
 use foliant_nvme::{CommandError, DriverError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -182,6 +183,32 @@ pub enum Error {
         /// What the panic said.
         message: Arc<str>,
     },
+    /// Something can't be done with a mapping's mirror.
+    #[error("the mirror: {reason}")]
+    Mirror {
+        /// What is wrong and what helps.
+        reason: String,
+    },
+    /// A mirror was degraded. Where a sync says so, what it covers is durable on the primary
+    /// ([`OnDegrade::TellAtSync`](crate::OnDegrade::TellAtSync)).
+    #[error(
+        "the mirror is degraded: {cause}; the primary has everything and goes on alone; call \
+         Mapping::resync_mirror when the mirror is well again"
+    )]
+    MirrorDegraded {
+        /// Why.
+        cause: MirrorCause,
+    },
+    /// A range is a mirror that isn't known to hold what its primary holds.
+    #[error(
+        "bytes {}..{} are a mirror that may be stale: its label, of pair {:016x} and generation {}, says {}; open its \
+         primary, or, if that is lost, accept what the mirror holds by Engine::accept_mirror",
+        label.start_bytes, label.start_bytes + label.len_bytes, label.pair, label.generation, label.state
+    )]
+    MirrorStale {
+        /// What stands behind the range.
+        label: MirrorLabel,
+    },
     /// A byte range ends before it begins.
     #[error("the range {start}..{end} ends before it begins")]
     InvertedRange {
@@ -318,6 +345,7 @@ impl From<Error> for std::io::Error {
             | Error::InvertedRange { .. }
             | Error::Capacity { .. }
             | Error::Mapping { .. }
+            | Error::Mirror { .. }
             | Error::Option { .. }
             | Error::Uri { .. }
             | Error::LsnBackwards { .. }

@@ -37,6 +37,7 @@ mod engine;
 mod error;
 mod gate;
 mod mapping;
+mod mirror;
 mod options;
 mod pin;
 mod primitives;
@@ -57,6 +58,9 @@ pub use error::{Error, LsnOf, Operation, Result};
 pub use foliant_nvme::{ArenaBacking, CommandError, ControllerIdentity, Iova, Lba, Namespace, Wakeup};
 pub use gate::Gate;
 pub use mapping::{Mapping, MappingOptions, RetryPolicy};
+pub use mirror::{
+    LabelState, MirrorCause, MirrorDevice, MirrorLabel, MirrorOptions, MirrorRole, MirrorState, OnDegrade,
+};
 pub use options::{EngineOptions, Hugepages, ShardThreads};
 pub use pin::{PagePin, PagePinMut};
 pub use shard::balance::DirtyMemory;

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod length;
+pub(crate) mod mirror;
 mod readahead;
 mod try_again;
 
@@ -22,6 +23,7 @@ use crate::cache::tags::Tag;
 use crate::engine::EngineInner;
 use crate::error::{Error, Result};
 use crate::gate::Gate;
+use crate::mirror::MirrorOptions;
 use crate::pin::{PagePin, PagePinMut};
 use crate::reply::{GRANTS_MAX, Grants, block_on};
 use crate::shard::link::{RequestFuture, ShardLink};
@@ -74,6 +76,9 @@ pub struct MappingOptions {
     /// The mapping holds the log of this gate: frames are kept in reserve for it. The gate may be another
     /// engine's, unless the mapping is gated itself.
     pub log_of: Option<Gate>,
+    /// Its writes go to this range, too. A mirrored mapping leaves a block behind its range for its label, on either
+    /// device; `len_bytes: None` does so by itself.
+    pub mirror: Option<MirrorOptions>,
 }
 
 /// Whether callers wait while the engine tries a command again that failed in passing (WB-22).
@@ -108,6 +113,7 @@ impl Default for MappingOptions {
             stability: Stability::default(),
             gate: None,
             log_of: None,
+            mirror: None,
         }
     }
 }
@@ -384,8 +390,7 @@ impl Mapping {
         let durability = &self.open.durability;
         // Only now the flush: it covers what has completed before it is submitted (WB-29).
         let durable = match &written {
-            Ok(_) if !durability.is_settled() => self.commit().await,
-            Ok(_) => durability.check(),
+            Ok(_) => self.commit_streams().await.and_then(|()| durability.check()),
             Err(_) => Ok(()),
         };
         match written.and_then(|outcome| durable.map(|()| outcome)) {
@@ -543,7 +548,7 @@ impl Mapping {
         let is_last = range.end == self.open.shape.capacity_bytes;
         let end_whole = if is_last { self.open.shape.pages() } else { range.end / (PAGE * block) * block };
         let mut overwrite = [range.start..range.end, 0..0];
-        if first_whole < end_whole && self.engine.identity.write_zeroes {
+        if first_whole < end_whole && self.can_zero() {
             let (slot, whole) = (self.open.shape.slot, first_whole..end_whole);
             let request = || Request::Discard { mapping: slot, pages: whole.clone() };
             match self.ask_shards(|_| true, request).await {
@@ -582,15 +587,24 @@ impl Mapping {
     /// # Errors
     /// As `close`.
     pub async fn close_async(self) -> Result<()> {
+        self.close_handle().await
+    }
+
+    pub(crate) async fn close_handle(&self) -> Result<()> {
         self.sync_async().await?;
+        self.give_up_resync();
+        let turns = &self.open.labels;
+        let _turn = turns.take().await;
         let slot = self.open.shape.slot;
         self.open.closed.store(true, Ordering::SeqCst);
         let closed = self.ask_shards(|_| true, || Request::Close { mapping: slot }).await;
         match closed {
             Ok(_) => {
-                self.open.dropped.store(true, Ordering::SeqCst);
                 // What was dirtied after the sync was written by the close.
-                if self.open.durability.is_settled() { Ok(()) } else { self.commit().await }
+                self.commit_streams().await?;
+                self.detach().await;
+                self.open.dropped.store(true, Ordering::SeqCst);
+                Ok(())
             }
             Err(error) => {
                 self.open.closed.store(false, Ordering::SeqCst);
@@ -1012,10 +1026,13 @@ impl Mapping {
     }
 
     async fn commit(&self) -> Result<()> {
+        self.commit_link().request(Request::Commit(self.open.clone())).await.map(drop)
+    }
+
+    /// All commits of a namespace meet in one shard, to share flushes.
+    fn commit_link(&self) -> &ShardLink {
         let namespace = self.open.shape.namespace.id();
-        // All commits of a namespace meet in one shard, to share flushes.
-        let link = &self.engine.links[namespace as usize % self.engine.links.len()];
-        link.request(Request::Commit(self.open.clone())).await.map(drop)
+        &self.engine.links[namespace as usize % self.engine.links.len()]
     }
 
     // ---- checks -----------------------------------------------------------------------------------------
@@ -1050,6 +1067,12 @@ impl Mapping {
     fn outside(&self, page: u64) -> Error {
         let count = self.page_bytes() as u64;
         Error::OutOfRange { offset: page.saturating_mul(count), count, len_bytes: self.len() }
+    }
+
+    /// Whether every device of the mapping has Write Zeroes.
+    fn can_zero(&self) -> bool {
+        self.engine.identity.write_zeroes
+            && self.open.mirror.as_ref().is_none_or(|mirror| mirror.write_zeroes)
     }
 
     fn pages_of(&self, range: Range<u64>) -> Result<Range<u64>> {

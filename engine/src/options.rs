@@ -2,6 +2,7 @@
 
 use crate::cache::frames::PAGE_BYTES;
 use crate::error::{Error, Result};
+use crate::mirror::MirrorDevice;
 pub use foliant_nvme::Hugepages;
 use std::time::Duration;
 
@@ -59,6 +60,8 @@ pub struct EngineOptions {
     pub command_timeout: Duration,
     /// Whether frames must, should or must not lie on hugepages.
     pub hugepages: Hugepages,
+    /// Where mirrors of mappings are ([`MappingOptions::mirror`](crate::MappingOptions::mirror)).
+    pub mirror: MirrorDevice,
     /// Who runs the shards.
     pub threads: ShardThreads,
 }
@@ -80,6 +83,7 @@ impl Default for EngineOptions {
             log_reserve_percent: 2,
             command_timeout: Duration::from_secs(30),
             hugepages: Hugepages::Prefer,
+            mirror: MirrorDevice::None,
             threads: ShardThreads::Floating,
         }
     }

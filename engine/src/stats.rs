@@ -183,6 +183,16 @@ counters! {
     write_bandwidth,
     /// Commands that the device failed.
     command_errors,
+    /// Write commands submitted to mirrors.
+    mirror_write_commands,
+    /// Pages that those carried.
+    mirror_pages_written,
+    /// Flush commands submitted to mirrors.
+    mirror_flush_commands,
+    /// Pages copied to mirrors by resynchronisations.
+    mirror_pages_copied,
+    /// Times that a mirror was degraded.
+    mirrors_degraded,
     /// Times that the shard slept.
     sleeps,
     /// Nodes of the tag trees in use now: one for up to 64 neighbouring cached pages, and a few above them.

@@ -80,6 +80,17 @@ impl DmaArena {
         self.shared.region.backing()
     }
 
+    /// The device address of the arena's first byte. Everything that it hands out lies at the same distance from it for
+    /// every device that reaches the arena.
+    #[must_use]
+    pub fn iova(&self) -> Iova {
+        self.shared.region.iova().offset(self.shared.span.start as u64)
+    }
+
+    pub(crate) fn region(&self) -> &Arc<Region> {
+        &self.shared.region
+    }
+
     /// The arena's size in bytes.
     #[must_use]
     pub fn capacity_bytes(&self) -> usize {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use foliant_nvme_spec::identify::NamespaceList;
 use foliant_nvme_spec::registers::QUEUE_ENTRIES_MIN;
 use foliant_nvme_spec::{Command, Completion, PAGE_BYTES, StatusCode};
-use foliant_nvme_transport::Transport;
+use foliant_nvme_transport::{Iova, Transport};
 
 use crate::arena::DmaArena;
 use crate::device::{Device, MemoryPlan};
@@ -170,6 +170,17 @@ impl Controller {
     #[must_use]
     pub fn arena(&self) -> &DmaArena {
         self.device.data_arena()
+    }
+
+    /// Makes the arena of another controller reachable for this one as well, so that one buffer serves commands of both:
+    /// what `arena` hands out has, for this controller, the address that is as far from the returned one as its own
+    /// [`iova`](crate::DmaBuffer::iova) is from the [arena's](DmaArena::iova). Both keep the memory until both are stopped.
+    ///
+    /// # Errors
+    /// [`DriverError::Arena`] when the transport refuses the mapping, for instance since pinned memory counts once for
+    /// each device against the limit of locked memory.
+    pub fn map_arena(&self, arena: &DmaArena) -> Result<Iova, DriverError> {
+        self.device.map_arena(arena)
     }
 
     /// Creates an I/O queue pair on the device: its completion queue, then its submission queue.

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use foliant_nvme_spec::registers::{Cap, Cc, Csts, Shn, Shst, Vs};
 use foliant_nvme_spec::{Command, Completion, PAGE_BYTES};
-use foliant_nvme_transport::Transport;
+use foliant_nvme_transport::{Iova, Transport};
 
 use crate::admin::{self, AdminQueue, Watch};
 use crate::arena::DmaArena;
@@ -56,6 +56,8 @@ pub(crate) struct Device {
     data_arena: DmaArena,
     queue_arena: DmaArena,
     region: Arc<Region>,
+    /// Memory of other devices' arenas that this one reaches, too.
+    aliases: Mutex<Vec<Arc<Region>>>,
     /// The controller is being stopped, or was.
     stopping: AtomicBool,
     /// The controller can't touch memory any more.
@@ -105,6 +107,7 @@ impl Device {
             data_arena,
             queue_arena,
             region,
+            aliases: Mutex::new(Vec::new()),
             stopping: AtomicBool::new(false),
             stopped: AtomicBool::new(false),
             buried: Mutex::new(Vec::new()),
@@ -132,6 +135,16 @@ impl Device {
 
     pub(crate) fn data_arena(&self) -> &DmaArena {
         &self.data_arena
+    }
+
+    /// Makes the memory of another device's arena reachable for this one until the controller is stopped; returns the
+    /// device address of the arena's first byte.
+    pub(crate) fn map_arena(&self, arena: &DmaArena) -> Result<Iova, DriverError> {
+        let alias = Region::alias(Arc::clone(&self.transport), arena.region())?;
+        let start = arena.iova().0 - arena.region().iova().0;
+        let iova = alias.iova().offset(start);
+        lock(&self.aliases).push(alias);
+        Ok(iova)
     }
 
     pub(crate) fn queue_arena(&self) -> &DmaArena {
@@ -382,6 +395,7 @@ impl Drop for Device {
     fn drop(&mut self) {
         if !self.stop() {
             self.region.abandon();
+            lock(&self.aliases).iter().for_each(|alias| alias.abandon());
             // The memory stays; so must whoever believes to own it.
             std::mem::forget(std::mem::take(&mut *lock(&self.buried)));
         }

@@ -34,8 +34,10 @@ pub(crate) struct Region {
     len_bytes: usize,
     iova: Iova,
     transport: Arc<dyn Transport>,
-    /// The memory itself; `None` once it has been given up in `drop`.
+    /// The memory itself; `None` once it has been given up in `drop`, and of an alias.
     memory: Option<Memory>,
+    /// Of an alias: the region whose memory this is.
+    owner: Option<Arc<Region>>,
     /// The device could not be stopped: the mapping and the memory must outlive the process's interest in them.
     abandoned: AtomicBool,
 }
@@ -68,6 +70,27 @@ impl Region {
             iova,
             transport,
             memory: Some(memory),
+            owner: None,
+            abandoned: AtomicBool::new(false),
+        }))
+    }
+
+    /// Makes the memory of `owner`, another device's, reachable for the device behind `transport` too. It stays
+    /// allocated as long as either of them has it.
+    pub(crate) fn alias(transport: Arc<dyn Transport>, owner: &Arc<Self>) -> Result<Arc<Self>, ArenaError> {
+        let (base, len_bytes) = (owner.base, owner.len_bytes);
+        // SAFETY: `owner`, which the alias keeps, keeps the memory allocated until `drop` has unmapped it here. The
+        // owner's arena hands out no reference to a part that a command names, on whichever device.
+        #[expect(unsafe_code, reason = "the owner vouches for the memory that is mapped a second time")]
+        let iova = unsafe { transport.map_dma(DmaMemory { base, len_bytes }) }.map_err(ArenaError::Map)?;
+        let owner = Some(Arc::clone(owner));
+        Ok(Arc::new(Self {
+            base,
+            len_bytes,
+            iova,
+            transport,
+            memory: None,
+            owner,
             abandoned: AtomicBool::new(false),
         }))
     }
@@ -100,7 +123,7 @@ impl Region {
 
 impl Drop for Region {
     fn drop(&mut self) {
-        let memory = self.memory.take();
+        let memory = (self.memory.take(), self.owner.take());
         if *self.abandoned.get_mut() {
             tracing::error!(
                 device = self.transport.name(),

@@ -45,6 +45,9 @@ pub struct Bed {
     shards: Vec<Shard>,
     clock: Arc<ManualClock>,
     seen: Arc<Mutex<Vec<Seen>>>,
+    /// The device of mirrors, of a bed that has one.
+    pub mirror: Option<Arc<EmulatedController>>,
+    mirror_seen: Arc<Mutex<Vec<Seen>>>,
     options: EngineOptions,
 }
 
@@ -78,6 +81,9 @@ impl Drop for Bed {
     fn drop(&mut self) {
         self.device.observe(None);
         self.device.observe_events(None);
+        if let Some(mirror) = &self.mirror {
+            mirror.observe(None);
+        }
     }
 }
 
@@ -88,11 +94,34 @@ impl Bed {
     /// When either can't be had.
     #[must_use]
     pub fn new(config: EmulatedConfig, options: EngineOptions) -> Self {
+        Self::on(config, None, options)
+    }
+
+    /// As [`new`](Self::new), with a second device for mirrors, by the same clock.
+    ///
+    /// # Panics
+    /// When any of them can't be had.
+    #[must_use]
+    pub fn mirrored(config: EmulatedConfig, mirror: EmulatedConfig, options: EngineOptions) -> Self {
+        Self::on(config, Some(mirror), options)
+    }
+
+    fn on(config: EmulatedConfig, mirror: Option<EmulatedConfig>, options: EngineOptions) -> Self {
         let clock = ManualClock::new();
-        let device =
-            EmulatedController::new(EmulatedConfig { clock: Clock::Manual(clock.clone()), ..config });
-        let device = device.expect("the device is valid");
-        let mut bed = Self { device, engine: None, shards: Vec::new(), clock, seen: Arc::default(), options };
+        let device = |config| {
+            let config = EmulatedConfig { clock: Clock::Manual(clock.clone()), ..config };
+            EmulatedController::new(config).expect("the device is valid")
+        };
+        let mut bed = Self {
+            device: device(config),
+            mirror: mirror.map(device),
+            engine: None,
+            shards: Vec::new(),
+            seen: Arc::default(),
+            mirror_seen: Arc::default(),
+            options,
+            clock,
+        };
         bed.power_on();
         bed
     }
@@ -114,7 +143,20 @@ impl Bed {
     /// When the device is attached already.
     pub fn try_power_on(&mut self) -> foliant::Result<()> {
         let transport = self.device.attach().expect("nobody else is attached");
-        let engine = Engine::open_on(transport, &self.options)?;
+        let engine = match &self.mirror {
+            None => Engine::open_on(transport, &self.options)?,
+            Some(mirror) => {
+                let second = mirror.attach().expect("nobody else is attached");
+                Engine::open_mirrored_on(transport, second, &self.options)?
+            }
+        };
+        if let Some(mirror) = &self.mirror {
+            let (seen, locate) = (self.mirror_seen.clone(), engine.mirror_locator());
+            mirror.observe(Some(Arc::new(move |command: &ObservedCommand<'_>| {
+                let seen_command = seen_command(command, &locate);
+                seen.lock().unwrap().push(seen_command);
+            })));
+        }
         self.shards = engine.take_shards();
         let (seen, locate) = (self.seen.clone(), engine.locator());
         self.device.observe(Some(Arc::new(move |command: &ObservedCommand<'_>| {
@@ -271,6 +313,15 @@ impl Bed {
         self.seen.lock().unwrap().iter().filter(|seen| seen.opcode == opcode).cloned().collect()
     }
 
+    /// As [`seen`](Self::seen), of the mirror's device.
+    ///
+    /// # Panics
+    /// Never.
+    #[must_use]
+    pub fn mirror_seen(&self, opcode: NvmOpcode) -> Vec<Seen> {
+        self.mirror_seen.lock().unwrap().iter().filter(|seen| seen.opcode == opcode).cloned().collect()
+    }
+
     /// All commands in the order in which they were fetched.
     ///
     /// # Panics
@@ -286,6 +337,7 @@ impl Bed {
     /// Never.
     pub fn clear_seen(&self) {
         self.seen.lock().unwrap().clear();
+        self.mirror_seen.lock().unwrap().clear();
     }
 
     /// Cuts the power and drops the engine. What the device kept shows after [`power_on`](Self::power_on).
@@ -294,6 +346,34 @@ impl Bed {
     /// When the device has no power-loss model.
     pub fn crash(&mut self, seed: u64) {
         self.device.power_cut(seed).expect("the device models power loss");
+        self.shards.clear();
+        self.engine = None;
+    }
+
+    /// Closes the engine in order; afterwards [`power_on`](Self::power_on) opens it again.
+    ///
+    /// # Errors
+    /// The engine's.
+    ///
+    /// # Panics
+    /// After a crash.
+    pub fn close(&mut self) -> foliant::Result<()> {
+        let engine = self.engine.take().expect("the engine is open");
+        engine.return_shards(std::mem::take(&mut self.shards));
+        // Observers keep the frames.
+        self.device.observe(None);
+        if let Some(mirror) = &self.mirror {
+            mirror.observe(None);
+        }
+        engine.close()
+    }
+
+    /// Drops the engine without closing it; the devices keep their power.
+    pub fn drop_engine(&mut self) {
+        self.device.observe(None);
+        if let Some(mirror) = &self.mirror {
+            mirror.observe(None);
+        }
         self.shards.clear();
         self.engine = None;
     }

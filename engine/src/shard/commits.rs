@@ -16,9 +16,9 @@ use crate::writeback::events;
 /// The commits of one namespace that meet in this shard.
 #[derive(Debug)]
 pub(super) struct NamespaceCommits {
-    group: CommitGroup,
-    namespace: Namespace,
-    durability: Arc<Durability>,
+    pub group: CommitGroup,
+    pub namespace: Namespace,
+    pub durability: Arc<Durability>,
 }
 
 impl Shard {
@@ -36,6 +36,7 @@ impl Shard {
             if !mapping.durability.is_settled() && mapping.durability.check().is_ok() {
                 self.commits_of(&mapping).group.want();
             }
+            self.want_mirror_commit(&mapping);
         }
     }
 

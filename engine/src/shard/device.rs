@@ -41,7 +41,7 @@ impl DeviceWatch {
         self.in_flight[usize::from(self.epoch())] += 1;
     }
 
-    fn completed(&mut self, epoch: u8) {
+    pub(super) fn completed(&mut self, epoch: u8) {
         self.in_flight[usize::from(epoch)] -= 1;
     }
 
@@ -51,7 +51,7 @@ impl DeviceWatch {
     }
 
     /// Moves on to the tick of `now_ns`; true when a command has outlived its limit.
-    fn advance(&mut self, now_ns: u64) -> bool {
+    pub(super) fn advance(&mut self, now_ns: u64) -> bool {
         let now = now_ns / self.tick_ns;
         // Ticks in which nobody looked are skipped one by one, at most a round: what is old is old then.
         self.tick = self.tick.max(now.saturating_sub(TICKS_MAX)).min(now);
@@ -152,12 +152,12 @@ impl Shard {
                     Err(cause) => self.retry_write(run, cause).map(|(run, error)| (run, Some(error))),
                 };
                 if let Some((run, error)) = ended {
-                    self.write_completed(&run, error);
-                    self.runs.end(run);
+                    self.primary_ended(run, error);
                 }
             }
             PayloadKind::Flush { namespace, epoch } => self.flush_completed(namespace, epoch, result),
             PayloadKind::Zero { slot } => self.zero_completed(slot, result),
+            PayloadKind::Raw(raw) => self.raw_completed(raw, result),
         }
     }
 
@@ -178,7 +178,7 @@ impl Shard {
         }
     }
 
-    fn write_completed(&mut self, run: &FolioRun, error: Option<Error>) {
+    pub(super) fn write_completed(&mut self, run: &FolioRun, error: Option<Error>) {
         let mapping = self.mapping(run.mapping).expect("a folio under writeback keeps its mapping open");
         if run.group == RunGroup::Expiry {
             self.flusher.group.in_flight -= 1;

@@ -22,7 +22,7 @@ use crate::stats::bump;
 use crate::writeback::events::{self, Op};
 
 /// Blocks that one Write Zeroes command can name: a 16-bit zero-based count.
-const ZERO_BLOCKS_MAX: u64 = 1 << 16;
+pub(super) const ZERO_BLOCKS_MAX: u64 = 1 << 16;
 
 /// Folios dropped in a step: the core is given back in between.
 const STEP_FOLIOS: u32 = 1024;
@@ -50,8 +50,8 @@ pub(crate) enum Removal {
 /// A discard, a truncation, or the closing of a mapping, in progress.
 #[derive(Debug)]
 pub(crate) struct DiscardJob {
-    slot: SlotId,
-    mapping: u16,
+    pub slot: SlotId,
+    pub mapping: u16,
     /// Shard-local pages whose folios are still to be dropped.
     drop_rest: Range<u64>,
     /// It begins when the earlier jobs in its range have ended: one of them may have been given up by who asked for it.
@@ -63,6 +63,9 @@ pub(crate) struct DiscardJob {
     in_flight: u32,
     /// Others come first in this step.
     waits: bool,
+    /// The same on the mirror, where there is one.
+    pub mirror_rest: Range<u64>,
+    pub mirror_in_flight: u32,
     error: Option<Error>,
     since_ns: u64,
 }
@@ -100,6 +103,11 @@ impl Shard {
             mapping: number,
             drop_rest: local,
             is_truncation,
+            mirror_rest: match (&zeroed, &mapping.mirror) {
+                (Some(pages), Some(_)) => striping.local_range(self.cache.shard, pages.clone()),
+                _ => 0..0,
+            },
+            mirror_in_flight: 0,
             zero_rest: zeroed.map(|pages| striping.local_range(self.cache.shard, pages)),
             pages: range,
             in_flight: 0,
@@ -178,15 +186,20 @@ impl Shard {
             // Pages whose folios are gone already must not read as what the device has of them: they are zeroed.
             let Some(zero_rest) = &mut job.zero_rest else { return true };
             zero_rest.end = job.drop_rest.start;
+            job.mirror_rest.end = zero_rest.end.max(job.mirror_rest.start);
             job.drop_rest.end = job.drop_rest.start;
         }
         let device_failed =
             matches!(job.error, Some(Error::Device { operation: Operation::WriteZeroes, .. }));
+        if self.is_copying(job.mapping, &job.pages) {
+            return false;
+        }
         if !device_failed {
             self.submit_zeroes(&mapping.shape, job);
         }
+        self.submit_mirror_zeroes(&mapping, job);
         let all_submitted = device_failed || job.zero_rest.as_ref().is_none_or(Range::is_empty);
-        all_submitted && job.in_flight == 0
+        all_submitted && job.in_flight == 0 && job.mirror_rest.is_empty() && job.mirror_in_flight == 0
     }
 
     /// Drops cached folios of the job's range; the one that is held stops it.
@@ -322,6 +335,9 @@ impl Shard {
         if job.zero_rest.is_none() && job.error.is_none() {
             if let Some(mapping) = self.mappings[job.mapping as usize].take() {
                 self.gates_closed(&mapping);
+                if let Some(mirror) = &mut self.mirror {
+                    mirror.unmap(job.mapping);
+                }
             }
             self.open.retain(|open| open.slot != job.mapping);
             self.flusher.stop(self.now_ns);

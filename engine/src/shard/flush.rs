@@ -28,7 +28,7 @@ impl Shard {
         let mut pass = PassState::background(Reason::Close, PassRanges::of(range));
         let step = WritebackPass::new(issuer!(self), mapping, &mut pass, STEP_PAGES);
         if step.drive(None) == Issued::NoRoom {
-            self.reads_yield = true;
+            self.reads_yield |= !self.waits_for_mirror();
         }
         self.publish_left_out(mapping, pass.lsns.take_left_out());
     }

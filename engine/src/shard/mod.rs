@@ -19,6 +19,9 @@
 //! | [`flush`] | the flusher's rounds, retries of poisoned pages |
 //! | [`gates`] | write-ahead gates: bounds, the logs' frames, checkpoints |
 //! | [`commits`] | flushes of the device |
+//! | [`mirror`] | the second stream: the mirror's queue |
+//! | [`resync`] | copying to a mirror beside writes |
+//! | [`raw`] | labels, and other memory outside the cache |
 //! | [`discard`] | dropping ranges; closing mappings |
 //! | [`runner`] | the thread that polls a shard and sleeps when there is nothing to do |
 
@@ -31,12 +34,15 @@ pub(crate) mod doze;
 pub(crate) mod flush;
 pub(crate) mod gates;
 pub(crate) mod link;
+pub(crate) mod mirror;
 pub(crate) mod open;
 pub(crate) mod pages;
 pub(crate) mod passes;
 pub(crate) mod payload;
+pub(crate) mod raw;
 pub(crate) mod readahead;
 pub(crate) mod request;
+pub(crate) mod resync;
 pub(crate) mod retry;
 pub(crate) mod runner;
 pub(crate) mod syncs;
@@ -47,7 +53,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crossbeam_channel::Receiver;
-use foliant_nvme::{Completion, QueuePair, Wakeup};
+use foliant_nvme::{Completion, DmaBuffer, QueuePair, Wakeup};
 
 use crate::cache::MAPPINGS_MAX;
 use crate::cache::folio::FrameId;
@@ -67,10 +73,12 @@ use discard::{DiscardJob, Removal};
 use flush::OpenEntry;
 use gates::ShardGates;
 use link::ShardLink;
+use mirror::MirrorStream;
 use open::OpenMapping;
 use pages::{ParkedList, Ticket};
 use passes::ShardPass;
 use payload::{FolioRun, RunPool, ShardPayload};
+use raw::Labels;
 use readahead::ReadaheadRequest;
 use request::{Message, Request};
 use retry::RetryQueue;
@@ -167,6 +175,9 @@ pub struct Shard {
     commits: Vec<NamespaceCommits>,
     flusher: Flusher,
     gates: ShardGates,
+    /// The second stream, where the engine has one.
+    mirror: Option<Box<MirrorStream>>,
+    labels: Labels,
     watch: DeviceWatch,
     /// Reused every step.
     completed: Vec<Completion<ShardPayload>>,
@@ -194,7 +205,8 @@ impl Shard {
         link: Arc<ShardLink>,
         inbox: Receiver<Message>,
         cache: ShardCache,
-        queue: QueuePair<ShardPayload>,
+        (queue, mirror): (QueuePair<ShardPayload>, Option<Box<MirrorStream>>),
+        label_page: DmaBuffer,
         limits: ShardLimits,
         watch: DeviceWatch,
     ) -> Self {
@@ -236,6 +248,8 @@ impl Shard {
             commits: Vec::new(),
             flusher: Flusher::new(limits.dirty, limits.flush_interval_ns),
             gates: ShardGates::new(&limits),
+            mirror,
+            labels: Labels::new(label_page),
             watch,
             completed: Vec::with_capacity(COMPLETION_BUDGET as usize),
             checked_ns: 0,
@@ -282,6 +296,9 @@ impl Shard {
         if self.queue.in_flight() == 0 {
             self.watch.rest(now_ns);
         }
+        if self.mirror.is_some() {
+            progressed |= self.step_mirror();
+        }
         progressed |= self.serve_releases();
         progressed |= self.take_requests();
         progressed |= self.serve_throttled();
@@ -300,11 +317,16 @@ impl Shard {
         progressed |= self.step_syncs();
         progressed |= self.step_oldest();
         progressed |= self.step_discards();
+        progressed |= self.step_labels();
         progressed |= self.step_readahead();
         progressed |= self.step_flusher();
         progressed |= self.step_patient_passes();
         self.measure_bandwidth();
         self.step_commits();
+        if self.mirror.is_some() {
+            progressed |= self.step_resync();
+            progressed |= self.end_mirror_step();
+        }
         self.evict_ahead();
         self.link.counters.tag_nodes.store(self.cache.tree.used() as u64, Ordering::Relaxed);
         if self.queue.ring() {
@@ -315,7 +337,10 @@ impl Shard {
             self.failed = true;
             progressed = true;
         }
-        let waiting = self.queue.in_flight() > 0 || !self.reads.is_empty() || self.in_service_count > 0;
+        let mirror_in_flight = self.mirror.as_ref().map_or(0, |mirror| mirror.in_flight());
+        let waiting = self.queue.in_flight() + mirror_in_flight > 0
+            || !self.reads.is_empty()
+            || self.in_service_count > 0;
         let check_ns = waiting.then(|| now_ns.saturating_add(CHECK_NS));
         let due_ns = [
             self.flusher.due_ns(),
@@ -324,6 +349,8 @@ impl Shard {
             self.commits_due_ns(),
             self.device_due_ns,
             self.throttle_due_ns,
+            self.mirror.as_ref().and_then(|mirror| mirror.due_ns()),
+            self.resync_due_ns(),
             check_ns,
         ];
         let due_ns = due_ns.into_iter().flatten().min();
@@ -341,10 +368,22 @@ impl Shard {
         if self.has_messages() || self.link.is_kicked() {
             return Wakeup::Ready;
         }
-        if self.failed || self.queue.in_flight() == 0 {
+        if self.failed {
             return Wakeup::Pump;
         }
-        self.queue.prepare_to_sleep()
+        let primary = if self.queue.in_flight() == 0 { Wakeup::Pump } else { self.queue.prepare_to_sleep() };
+        let mirror = self.mirror.as_mut().map_or(Wakeup::Pump, |mirror| mirror.prepare_to_sleep());
+        match (primary, mirror) {
+            (Wakeup::Ready, _) | (_, Wakeup::Ready) => Wakeup::Ready,
+            (one, Wakeup::Pump) | (Wakeup::Pump, one) => one,
+            // Two descriptors: naps are short, and both streams at work at once is not when a shard sleeps.
+            _ => Wakeup::Nothing,
+        }
+    }
+
+    /// Whether it is the mirror, not the device, that keeps writeback from going on.
+    fn waits_for_mirror(&self) -> bool {
+        self.mirror.as_ref().is_some_and(|mirror| mirror.is_full())
     }
 
     /// A descriptor that polls readable when another thread wants a shard that sleeps.
@@ -378,6 +417,9 @@ impl Shard {
                 let number = mapping.shape.slot;
                 if self.mappings[number as usize].replace(mapping.clone()).is_none() {
                     self.gates_opened(&mapping);
+                    if let Some(mirror) = &mut self.mirror {
+                        mirror.map(&mapping);
+                    }
                     self.open.push(OpenEntry { slot: number, poison: PoisonRetries::default() });
                 }
                 self.answer(slot, Ok(Grants::none()));
@@ -393,6 +435,9 @@ impl Shard {
             Request::FlushUntil { mapping, lsn } => self.begin_flush_until(slot, mapping, lsn),
             Request::OldestLsn { mapping, oldest } => self.begin_oldest(slot, mapping, oldest),
             Request::Commit(mapping) => self.begin_commit(slot, &mapping),
+            Request::CommitMirror(mapping) => self.begin_mirror_commit(slot, &mapping),
+            Request::Resync { mapping } => self.begin_resync(slot, mapping),
+            Request::Label { place, action } => self.begin_label(slot, place, action),
             Request::Discard { mapping, pages } => {
                 self.begin_discard(slot, mapping, Removal::Discard(pages));
             }

@@ -8,6 +8,7 @@ use crate::cache::errseq::ErrorSequence;
 use crate::cache::shape::MappingShape;
 use crate::gate::MappingGates;
 use crate::mapping::RetryPolicy;
+use crate::mirror::{LabelTurn, OpenMirror};
 use crate::writeback::commit::Durability;
 use crate::writeback::control::SyncMode;
 use crate::writeback::pass::PassState;
@@ -26,6 +27,10 @@ pub(crate) struct OpenMapping {
     pub durability: Arc<Durability>,
     /// Who waits while a command is tried again.
     pub retry: RetryPolicy,
+    /// Its mirror, if it has one.
+    pub mirror: Option<OpenMirror>,
+    /// Who reads and writes labels now.
+    pub labels: LabelTurn,
     /// By shard.
     pub writeback: Box<[MappingWriteback]>,
     /// Set when the mapping is closed: handles refuse from then on.

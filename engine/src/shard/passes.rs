@@ -41,6 +41,7 @@ macro_rules! issuer {
             watch: &mut $shard.watch,
             link: &$shard.link,
             now_ns: $shard.now_ns,
+            mirror: $shard.mirror.as_deref_mut(),
         }
     };
 }
@@ -259,7 +260,7 @@ impl Shard {
             }
             if issued == Issued::NoRoom {
                 // Syncs have their turn before reads: a full queue can't keep them out (see `submit_reads`).
-                self.reads_yield |= pass.state.mode == SyncMode::All;
+                self.reads_yield |= pass.state.mode == SyncMode::All && !self.waits_for_mirror();
                 break;
             }
         }

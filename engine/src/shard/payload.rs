@@ -10,6 +10,8 @@ use crate::cache::folio::FrameId;
 use crate::cache::frames::PAGE_BYTES;
 use crate::cache::shape::MappingShape;
 use crate::reply::SlotId;
+use crate::shard::raw::RawIo;
+use crate::writeback::streams::PairId;
 
 /// Consecutive pages that travel in one command, in ascending order: whole folios being read in, or dirty parts of
 /// folios.
@@ -33,6 +35,8 @@ pub(crate) struct FolioRun {
     pub group: RunGroup,
     /// How often it has failed in passing.
     pub failures: u8,
+    /// What counts its counterpart on the mirror, where its mapping has one.
+    pub pair: PairId,
 }
 
 /// Writes that are waited for together (`nfs_io_completion`).
@@ -122,7 +126,30 @@ impl RunPool {
             fua: Fua::No,
             group: RunGroup::None,
             failures: 0,
+            pair: PairId::NONE,
         }
+    }
+
+    /// The pages `pages` of `run`, in the same frames, to go where `shape` says. It may be longer than a command: what is
+    /// submitted is cut from it by this, too.
+    pub(crate) fn copy(
+        &mut self,
+        shape: &MappingShape,
+        run: &FolioRun,
+        pages: std::ops::Range<u64>,
+    ) -> FolioRun {
+        let mut copy = self.start(shape, pages.start);
+        (copy.pages_max, copy.fua, copy.pair) = (u64::MAX, run.fua, run.pair);
+        let mut at = run.first_page;
+        for extent in &run.extents {
+            let end = at + u64::from(extent.pages);
+            let (from, to) = (at.max(pages.start), end.min(pages.end));
+            if from < to {
+                copy.append(shape, from, FrameId(extent.first.0 + (from - at) as u32), to - from);
+            }
+            at = end;
+        }
+        copy
     }
 
     /// A run has ended.
@@ -154,6 +181,8 @@ pub(crate) enum PayloadKind {
     Flush { namespace: u32, epoch: u64 },
     /// Part of a discard.
     Zero { slot: SlotId },
+    /// Memory outside the cache.
+    Raw(RawIo),
 }
 
 // SAFETY: the segments lie in the frames' DMA buffer, which `cache` keeps allocated. Conflicting access is
@@ -165,14 +194,40 @@ unsafe impl Payload for ShardPayload {
     fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
         let run = match &self.kind {
             PayloadKind::Read(run) | PayloadKind::ReadAhead(run) | PayloadKind::Write(run) => Some(run),
-            PayloadKind::Flush { .. } | PayloadKind::Zero { .. } => None,
+            PayloadKind::Flush { .. } | PayloadKind::Zero { .. } | PayloadKind::Raw(_) => None,
         };
-        run.into_iter().flat_map(|run| {
+        let raw = match &self.kind {
+            PayloadKind::Raw(raw) => Some(raw.segment()),
+            _ => None,
+        };
+        let of_run = run.into_iter().flat_map(|run| {
             let last = run.extents.len() - 1;
             run.extents.iter().enumerate().map(move |(index, extent)| {
                 let missing = if index == last { PAGE_BYTES as u32 - run.tail_bytes } else { 0 };
                 run.cache.frames.segment(extent.first, extent.pages * PAGE_BYTES as u32 - missing)
             })
+        });
+        of_run.chain(raw)
+    }
+}
+
+/// What travels with a command for the mirror: the same memory, under the addresses that it has there.
+#[derive(Debug)]
+pub(crate) struct MirrorPayload {
+    pub payload: ShardPayload,
+    /// What a device address of the mirror is more than the primary's, wrapping.
+    pub iova_offset: u64,
+}
+
+// SAFETY: the memory is that of `payload`, mapped for the mirror's device as long as its controller isn't stopped
+// (`Controller::map_arena`); whatever keeps others from it is in force until this comes back, since a folio's writeback
+// ends with all of its streams.
+#[expect(unsafe_code, reason = "the payload of another stream vouches for its memory")]
+unsafe impl Payload for MirrorPayload {
+    fn segments(&self) -> impl Iterator<Item = Segment> + '_ {
+        self.payload.segments().map(|segment| Segment {
+            iova: foliant_nvme::Iova(segment.iova.0.wrapping_add(self.iova_offset)),
+            ..segment
         })
     }
 }

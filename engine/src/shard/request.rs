@@ -6,7 +6,9 @@ use std::sync::atomic::AtomicU64;
 
 use super::open::OpenMapping;
 use super::passes::PassOrder;
+use super::raw::LabelAction;
 use crate::cache::lsn::Lsn;
+use crate::mirror::LabelPlace;
 use crate::reply::{Hold, SlotId};
 
 /// A request and the slot that waits for its answer.
@@ -88,6 +90,12 @@ pub(crate) enum Request {
     OldestLsn { mapping: u16, oldest: Arc<AtomicU64> },
     /// Flush a namespace's volatile write cache, together with whoever else wants that (WB-21).
     Commit(Arc<OpenMapping>),
+    /// The same of its mirror's.
+    CommitMirror(Arc<OpenMapping>),
+    /// Copy this shard's part of the mapping to its mirror.
+    Resync { mapping: u16 },
+    /// Read or write the label of a mirrored range.
+    Label { place: LabelPlace, action: LabelAction },
     /// Drop the cached pages of a range and zero it on the device (WB-26).
     Discard { mapping: u16, pages: Range<u64> },
     /// Drop the cached pages of a range behind a mapping's new end, and leave the device as it is.

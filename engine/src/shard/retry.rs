@@ -31,7 +31,7 @@ pub(super) fn backoff_ns(failures: u8) -> u64 {
     FIRST_NS << failures.min(RETRIES_MAX)
 }
 
-fn may_retry(error: CommandError, failures: u8) -> bool {
+pub(super) fn may_retry(error: CommandError, failures: u8) -> bool {
     error.is_retryable() && failures < RETRIES_MAX
 }
 

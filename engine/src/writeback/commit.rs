@@ -169,6 +169,12 @@ impl CommitGroup {
         self.covered.drain(..)
     }
 
+    /// The queue is gone, and with it the Flush in flight: everybody who waits.
+    pub(crate) fn give_up(&mut self) -> Vec<SlotId> {
+        (self.in_flight, self.is_wanted) = (false, false);
+        self.covered.drain(..).chain(self.waiting.drain(..)).collect()
+    }
+
     /// Everybody who waits, when no Flush is needed.
     pub(crate) fn settled(&mut self) -> std::collections::vec_deque::Drain<'_, SlotId> {
         self.is_wanted = false;

@@ -12,8 +12,10 @@ use crate::cache::Written;
 use crate::cache::owned::ShardCache;
 use crate::cache::shape::MappingShape;
 use crate::error::Error;
+use crate::mirror::StreamId;
 use crate::shard::device::DeviceWatch;
 use crate::shard::link::ShardLink;
+use crate::shard::mirror::MirrorStream;
 use crate::shard::payload::{FolioRun, PayloadKind, RunGroup, RunPool, ShardPayload};
 use crate::stats::bump;
 
@@ -41,6 +43,8 @@ pub(crate) struct Issuer<'a> {
     pub now_ns: u64,
     /// Commands of the queue that writeback leaves to reads.
     pub reserve: u32,
+    /// The second stream, where the engine has one.
+    pub mirror: Option<&'a mut MirrorStream>,
 }
 
 impl Issuer<'_> {
@@ -48,6 +52,7 @@ impl Issuer<'_> {
     pub(super) fn has_room(&self, shape: &MappingShape) -> bool {
         // Where a block takes several commands, there must be room for all of them.
         self.queue.free_commands() >= self.reserve + shape.block_commands_max()
+            && self.mirror.as_ref().is_none_or(|mirror| mirror.has_room(shape.slot))
     }
 
     pub(super) fn start_run(&mut self, shape: &MappingShape, page: u64, group: RunGroup) -> FolioRun {
@@ -75,17 +80,35 @@ impl Issuer<'_> {
     pub(super) fn submit(
         &mut self,
         shape: &MappingShape,
-        run: FolioRun,
+        mut run: FolioRun,
         pass: PassTag,
     ) -> Result<(), FolioRun> {
         let (pages, fua) = (run.range(), run.fua);
-        submit_write(self.queue, self.watch, shape, run)?;
+        let own_pages = self.mirror.as_mut().map_or(0, |mirror| mirror.begin(&mut run));
+        self.feed_mirror(own_pages);
+        let pair = run.pair;
+        if let Err(run) = submit_write(self.queue, self.watch, shape, run) {
+            if let Some(mirror) = &mut self.mirror {
+                mirror.withdraw(pair);
+            }
+            return Err(run);
+        }
+        if own_pages > 0 {
+            self.feed_mirror(0);
+        }
         let counters = &self.link.counters;
         bump(&counters.write_commands, 1);
         bump(&counters.pages_written, pages.end - pages.start);
         bump(&counters.fua_commands, u64::from(fua == Fua::Yes));
         events::write_issued(self, shape, &pages, pass);
         Ok(())
+    }
+
+    /// Feeds the mirror while it is further behind than the primary, for which `own_pages` pages wait (WB-15).
+    fn feed_mirror(&mut self, own_pages: u64) {
+        if let Some(mirror) = &mut self.mirror {
+            while mirror.next(own_pages) == Some(StreamId::Mirror) && mirror.feed(self.link) {}
+        }
     }
 
     /// The queue refused a run, whose marks are those of a write in flight: its folios end writeback dirty.

@@ -6,6 +6,7 @@
 //! is what a caller's `sync` waits for in a shard; [`commit`] makes one device flush serve all who wait; [`guard`]
 //! keeps reclaim from writing; [`throttle`] slows writers to the device's rate and [`congestion`] keeps its queue short;
 //! [`gated`] keeps pages back whose log isn't [`durable`]; [`eof`] keeps what lies behind a mapping's end from the device;
+//! [`streams`] feeds a mirror beside the device;
 //! [`events`] is what a trace shows of it all. None of it knows requests or file names; the rules by number stand in
 //! ARCHITECTURE.md.
 
@@ -23,5 +24,6 @@ pub(crate) mod issue;
 pub(crate) mod pass;
 pub(crate) mod poison;
 pub(crate) mod ranges;
+pub(crate) mod streams;
 pub(crate) mod sync;
 pub(crate) mod throttle;
