@@ -593,8 +593,10 @@ impl Mapping {
     pub(crate) async fn close_handle(&self) -> Result<()> {
         self.sync_async().await?;
         self.give_up_resync();
-        let turns = &self.open.labels;
-        let _turn = turns.take().await;
+        let _turn = match self.open.mirror {
+            Some(_) => Some(self.take_turn().await?),
+            None => None,
+        };
         let slot = self.open.shape.slot;
         self.open.closed.store(true, Ordering::SeqCst);
         let closed = self.ask_shards(|_| true, || Request::Close { mapping: slot }).await;

@@ -19,8 +19,8 @@ use crate::engine::{Engine, EngineInner, capacity_bytes};
 use crate::error::{Error, Result};
 use crate::mirror::label::{LABEL_BYTES, LabelState, MirrorLabel, MirrorRole};
 use crate::mirror::{
-    LabelPlace, MirrorCause, MirrorOptions, MirrorState, OpenMirror, PairNumbers, StreamId, judge, refuse,
-    stale,
+    LabelPlace, MirrorCause, MirrorOptions, MirrorState, OpenMirror, PairNumbers, StreamId, TakenTurn, judge,
+    refuse, stale,
 };
 use crate::reply::block_on;
 use crate::shard::open::OpenMapping;
@@ -191,16 +191,23 @@ impl Mapping {
         if turns.is_attached() {
             return Ok(());
         }
-        let _turn = turns.take().await;
-        if turns.is_attached() {
+        let Some(mirror) = &self.open.mirror else {
+            // Several at once do no harm: each finds the label, or what another has made of it.
+            self.look_for_label().await?;
+            turns.set_attached();
             return Ok(());
+        };
+        let _turn = self.take_turn().await?;
+        if !turns.is_attached() {
+            self.attach_pair(mirror).await?;
+            turns.set_attached();
         }
-        match &self.open.mirror {
-            Some(mirror) => self.attach_pair(mirror).await?,
-            None => self.look_for_label().await?,
-        }
-        turns.set_attached();
         Ok(())
+    }
+
+    /// Nobody else opens, closes or resynchronises the mapping as long as this is held.
+    pub(super) async fn take_turn(&self) -> Result<TakenTurn<'_>> {
+        self.open.labels.take(self.engine.links[0].slot_wait).await
     }
 
     async fn attach_pair(&self, mirror: &OpenMirror) -> Result<()> {
@@ -330,7 +337,7 @@ impl Mapping {
         if mirror.is_resyncing() {
             return refuse("a resynchronisation is under way already");
         }
-        let _turn = self.open.labels.take().await;
+        let _turn = self.take_turn().await?;
         mirror.durability.check()?;
         if mirror.numbers().mirror_was_alone {
             return refuse(

@@ -21,6 +21,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use foliant_nvme::{CommandError, Namespace};
 
@@ -300,7 +301,7 @@ pub(crate) enum StreamId {
     Mirror,
 }
 
-/// What one caller does at a time with an open mapping: read and write its labels, resynchronise, close.
+/// What one caller does at a time with an open mapping that has a mirror: read and write its labels, resynchronise, close.
 #[derive(Debug, Default)]
 pub(crate) struct LabelTurn {
     is_taken: AtomicBool,
@@ -317,11 +318,19 @@ impl LabelTurn {
         self.is_attached.store(true, Ordering::Release);
     }
 
-    /// Waits for its turn. Turns are rare, so who waits asks again instead of being woken.
-    pub(crate) async fn take(&self) -> TakenTurn<'_> {
+    /// Waits for its turn, at most for `patience`: who has it may never be polled again. Turns are rare, so who waits asks
+    /// again instead of being woken.
+    pub(crate) async fn take(&self, patience: Duration) -> Result<TakenTurn<'_>> {
+        let since = Instant::now();
         std::future::poll_fn(|context| {
             if !self.is_taken.swap(true, Ordering::Acquire) {
-                return Poll::Ready(TakenTurn(self));
+                return Poll::Ready(Ok(TakenTurn(self)));
+            }
+            if since.elapsed() > patience {
+                return Poll::Ready(refuse(format!(
+                    "another handle has been opening, closing or resynchronising the mapping for more than \
+                     {patience:?}; poll its future, or drop it"
+                )));
             }
             std::thread::yield_now();
             context.waker().wake_by_ref();

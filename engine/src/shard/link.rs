@@ -51,7 +51,7 @@ pub(crate) struct ShardLink {
     /// Set once, when the shard can no longer serve.
     failed: OnceLock<Arc<str>>,
     /// How long a request waits for a reply slot.
-    slot_wait: Duration,
+    pub slot_wait: Duration,
     /// Misses and waits that had to go to the shard.
     pub requests: AtomicU64,
 }
