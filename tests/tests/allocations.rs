@@ -7,7 +7,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use foliant::{EngineOptions, Lsn, MappingOptions};
+use foliant::{EngineOptions, Lsn, MappingOptions, MirrorOptions};
 use foliant_nvme_emulated::EmulatedConfig;
 use foliant_tests::{Bed, options};
 
@@ -34,17 +34,37 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// What the mapping has beside pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Setup {
+    Plain,
+    Gated,
+    Mirrored,
+}
+
 #[test]
 fn wb42_steady_state_allocates_nothing() {
-    for (shards, gated) in [(1, false), (2, false), (1, true), (2, true)] {
-        let mut bed = Bed::new(
-            EmulatedConfig::ram(64 << 20, 512),
-            EngineOptions { shards, ..options(128 * shards as u64) },
-        );
+    let setups = [Setup::Plain, Setup::Gated, Setup::Mirrored];
+    for (shards, setup) in [1, 2].into_iter().flat_map(|shards| setups.map(|setup| (shards, setup))) {
+        let gated = setup == Setup::Gated;
+        let ram = || EmulatedConfig::ram(64 << 20, 512);
+        let wanted = EngineOptions { shards, ..options(128 * shards as u64) };
+        let mut bed = match setup {
+            Setup::Plain | Setup::Gated => Bed::new(ram(), wanted),
+            Setup::Mirrored => Bed::mirrored(ram(), ram(), wanted),
+        };
         let gate = bed.engine().gate("wal");
-        let mapping = bed.open(&MappingOptions { gate: gated.then(|| gate.clone()), ..Default::default() });
-        // The bed's own observer allocates.
+        let mapping = bed.open(&MappingOptions {
+            gate: gated.then(|| gate.clone()),
+            mirror: (setup == Setup::Mirrored).then(MirrorOptions::default),
+            ..Default::default()
+        });
+        if setup == Setup::Mirrored {
+            bed.run(mapping.resync_mirror_async()).unwrap();
+        }
+        // The bed's own observers allocate.
         bed.device.observe(None);
+        bed.mirror.iter().for_each(|mirror| mirror.observe(None));
         let mut buffer = vec![0; 100_000];
         let mut work = |bed: &mut Bed, round: u64| {
             let offset = round * 7919 * 4096 % (60 << 20) + round % 4096;
@@ -89,6 +109,7 @@ fn wb42_steady_state_allocates_nothing() {
         assert!(stats.pages_evicted > 1000 && stats.flush_commands > 100 && stats.pages_written > 1000);
         assert!(stats.readahead_pages_used > 10_000, "{stats:?}");
         assert!(!gated || stats.gate_waits > 50, "{stats:?}");
-        assert_eq!(allocations, 0, "with {shards} shards, gated: {gated}");
+        assert!(setup != Setup::Mirrored || stats.mirror_pages_written > 1000, "{stats:?}");
+        assert_eq!(allocations, 0, "with {shards} shards, {setup:?}");
     }
 }

@@ -29,6 +29,7 @@ use crate::target::Target;
   foliant replay trace.csv --device 'emu:disk.img?size=40GiB&lba=512' --cache 256MiB --verify
   foliant trace --out writeback.svg
   foliant devices
+  foliant mirror status emu:data.img --mirror emu:copy.img
   foliant doctor
 
 Exit status: 0 done and verified, 1 an error or a failed verification, 2 a wrong command line."
@@ -53,6 +54,8 @@ pub(crate) enum Command {
     Identify(IdentifyOptions),
     /// Measure a device, by the driver alone or through the page cache.
     Bench(BenchOptions),
+    /// Look at mirrors, make them equal to their primary, accept one whose primary is lost.
+    Mirror(MirrorArguments),
     /// List this machine's NVMe controllers, and who uses them.
     Devices(DevicesOptions),
     /// Take an NVMe controller from the kernel and give it to vfio-pci, so that Foliant can open it.
@@ -218,6 +221,103 @@ pub(crate) struct TraceOptions {
 pub(crate) struct IdentifyOptions {
     /// The device.
     pub(crate) uri: Target,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// A mirrored range has a label behind it, on either device, that tells whether the two hold the same. The range is a whole
+/// namespace unless --namespace, --start and --len say otherwise, as the database opens it.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  foliant mirror status emu:data.img --mirror emu:copy.img      exit status 1 if the mirror is stale
+  foliant mirror resync emu:data.img --mirror 'emu:copy.img?size=10GiB'
+  foliant mirror resync vfio:0000:01:00.0 --mirror vfio:0000:02:00.0 --overwrite
+  foliant mirror accept emu:copy.img                            its primary is lost
+
+A database that runs resynchronises by Mapping::resync_mirror, while it reads and writes; this command is for pairs that
+nobody has open.")]
+pub(crate) struct MirrorArguments {
+    #[command(subcommand)]
+    pub(crate) command: MirrorCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum MirrorCommand {
+    /// Show the label of a range, or whether a pair is in sync. Writes nothing.
+    Status(MirrorStatus),
+    /// Copy the primary to its mirror, and label both as equal.
+    Resync(MirrorResync),
+    /// Allow a mirror that may be stale to be opened by itself, since its primary is lost.
+    Accept(MirrorAccept),
+}
+
+/// Which range of a device.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct MirrorRange {
+    /// Namespace of the range.
+    #[arg(long, default_value_t = 1, value_name = "ID")]
+    pub(crate) namespace: u32,
+    /// First byte of the range in its namespace; 0 when not given.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) start: Option<ByteSize>,
+    /// Length of the range; the rest of the namespace but for the label when not given.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) len: Option<ByteSize>,
+}
+
+/// As of `mirror`.
+#[derive(Args, Debug)]
+pub(crate) struct MirrorStatus {
+    /// The device of the range.
+    pub(crate) uri: Target,
+    /// The mirror's device, to compare.
+    #[arg(long, value_name = "URI")]
+    pub(crate) mirror: Option<Target>,
+    /// The mirror's namespace.
+    #[arg(long, default_value_t = 1, value_name = "ID")]
+    pub(crate) mirror_namespace: u32,
+    /// The mirror's first byte there; 0 when not given.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) mirror_start: Option<ByteSize>,
+    #[command(flatten)]
+    pub(crate) range: MirrorRange,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// As of `mirror`.
+#[derive(Args, Debug)]
+pub(crate) struct MirrorResync {
+    /// The primary's device.
+    pub(crate) uri: Target,
+    /// The mirror's device; the same URI for another range or namespace of it.
+    #[arg(long, value_name = "URI")]
+    pub(crate) mirror: Target,
+    /// The mirror's namespace.
+    #[arg(long, default_value_t = 1, value_name = "ID")]
+    pub(crate) mirror_namespace: u32,
+    /// The mirror's first byte there; 0 when not given.
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) mirror_start: Option<ByteSize>,
+    #[command(flatten)]
+    pub(crate) range: MirrorRange,
+    /// Allow overwriting a drive, or an image that holds data and isn't this pair's mirror.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Print the result as one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// As of `mirror`.
+#[derive(Args, Debug)]
+pub(crate) struct MirrorAccept {
+    /// The mirror's device.
+    pub(crate) uri: Target,
+    #[command(flatten)]
+    pub(crate) range: MirrorRange,
     /// Print the result as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,

@@ -23,6 +23,7 @@ mod error;
 mod identify;
 mod image;
 mod latency;
+mod mirror;
 mod plot;
 mod progress;
 mod replay;
@@ -76,6 +77,7 @@ fn run(command: &Command, watch: &Watch) -> Result<Verdict, Error> {
     match command {
         Command::Demo(options) => demo::run(options),
         Command::DemoWorker(options) => demo::worker::run(options),
+        Command::Mirror(options) => mirror::run(&options.command),
         Command::Replay(options) => replay::run(options),
         Command::Trace(options) => trace::run(options, watch),
         Command::Identify(options) => identify::run(options),

@@ -143,6 +143,11 @@ impl Target {
         }
     }
 
+    /// Whether there is something to look at: an image file that isn't there would be created by a look.
+    pub(crate) fn medium_exists(&self) -> bool {
+        !matches!(self.medium(), Medium::Image(path) if !path.exists())
+    }
+
     /// Whether the device is known to hold nothing but zeroes: it is new, or an image without data.
     pub(crate) fn is_blank(&self) -> Result<bool, Error> {
         Ok(self.medium() != Medium::Drive && self.first_data()?.is_none())

@@ -136,6 +136,47 @@ fn identify_tells_controller_and_namespaces() {
 }
 
 #[test]
+fn a_mirror_is_made_equal_and_told_from_a_stale_one() {
+    let scratch = Scratch::new();
+    let data: Vec<u8> = (0..=250u8).cycle().take(1 << 20).collect();
+    let image = scratch.image("data.img", 8 << 20, &[(0, &data), (5 << 20, &data)]);
+    let (primary, mirror) =
+        (scratch.uri("data.img", "lba=512"), scratch.uri("copy.img", "size=8MiB&lba=512"));
+    assert_eq!(expect_json(&["mirror", "status", &primary])["labels"][0]["role"], Value::Null);
+
+    let pair = ["mirror", "resync", &primary, "--mirror", &mirror];
+    let len_bytes = (8 << 20) - (64 << 10);
+    assert_eq!(expect_json(&pair)["bytes"], len_bytes);
+    let bytes = |path: &Path| std::fs::read(path).unwrap()[..len_bytes].to_vec();
+    assert!(bytes(&image) == bytes(&scratch.path("copy.img")), "both hold the same");
+    let status = expect_json(&["mirror", "status", &primary, "--mirror", &mirror]);
+    assert_eq!((&status["in_sync"], &status["labels"][1]["state"]), (&true.into(), &"clean".into()));
+    assert_eq!(expect_json(&pair)["bytes"], 0, "nothing is left to copy");
+
+    // Its mirror is used by itself: the pair isn't in sync any more, and says so.
+    assert_eq!(expect_json(&["mirror", "accept", &mirror])["labels"][0]["state"], "alone");
+    let output = foliant(&["mirror", "status", &primary, "--mirror", &mirror]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stdout).contains("opened alone"));
+    expect_refusal(&pair, 1, &["opened alone", "copy it back"]);
+}
+
+#[test]
+fn a_mirror_is_not_made_of_what_holds_other_data() {
+    let scratch = Scratch::new();
+    scratch.image("data.img", 8 << 20, &[(0, b"data")]);
+    scratch.image("other.img", 8 << 20, &[(4 << 20, b"somebody's")]);
+    let (primary, other) = (scratch.uri("data.img", "lba=512"), scratch.uri("other.img", "lba=512"));
+    let missing = scratch.uri("missing.img", "lba=512");
+    expect_refusal(&["mirror", "resync", &primary, "--mirror", &other], 1, &["other.img", "--overwrite"]);
+    expect_refusal(&["mirror", "status", &missing], 1, &["missing.img", "doesn't exist"]);
+    expect_refusal(&["mirror", "accept", &other], 1, &["no label"]);
+    let small = scratch.uri("small.img", "size=4MiB&lba=512");
+    expect_refusal(&["mirror", "resync", &primary, "--mirror", &small], 1, &["don't fit", "at most"]);
+    expect_json(&["mirror", "resync", &primary, "--mirror", &other, "--overwrite"]);
+}
+
+#[test]
 fn a_missing_image_is_named_and_not_created_by_a_look() {
     let scratch = Scratch::new();
     let uri = scratch.uri("none.img", "size=1MiB");

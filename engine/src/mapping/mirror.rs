@@ -19,7 +19,7 @@ use crate::engine::{Engine, EngineInner, capacity_bytes};
 use crate::error::{Error, Result};
 use crate::mirror::label::{LABEL_BYTES, LabelState, MirrorLabel, MirrorRole};
 use crate::mirror::{
-    LabelPlace, MirrorCause, MirrorOptions, MirrorState, OpenMirror, PairNumbers, StreamId, TakenTurn, judge,
+    LabelPlace, MirrorCause, MirrorOptions, MirrorState, OpenMirror, PairNumbers, StreamId, TakenTurn,
     refuse, stale,
 };
 use crate::reply::block_on;
@@ -220,7 +220,7 @@ impl Mapping {
         let (theirs, found) = match self.engine.read_label(&at_mirror).await {
             Ok(label) => {
                 let label = ours(&at_mirror, label);
-                (label, judge(primary.as_ref(), label.as_ref()))
+                (label, MirrorLabel::judge(primary.as_ref(), label.as_ref()))
             }
             Err(error) => {
                 tracing::warn!(%error, "the label of a mirror can't be read");

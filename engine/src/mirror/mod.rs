@@ -364,30 +364,32 @@ impl fmt::Display for MirrorState {
     }
 }
 
-/// How the labels of a pair find its mirror after a restart (see [`label`]).
-pub(crate) fn judge(
-    primary: Option<&MirrorLabel>,
-    mirror: Option<&MirrorLabel>,
-) -> std::result::Result<(), MirrorCause> {
-    let (Some(primary), Some(mirror)) = (primary, mirror) else { return Err(MirrorCause::NeverSynced) };
-    if primary.role != MirrorRole::Primary || mirror.role != MirrorRole::Mirror {
-        return Err(MirrorCause::NeverSynced);
-    }
-    if primary.pair != mirror.pair {
-        return Err(MirrorCause::OtherPair);
-    }
-    for label in [mirror, primary] {
-        if label.state == LabelState::Alone {
-            return Err(MirrorCause::OpenedAlone(label.role));
+impl MirrorLabel {
+    /// Whether the labels of a pair say that its mirror is in sync: both are there, of one pair and generation, and clean.
+    ///
+    /// # Errors
+    /// Why it isn't.
+    pub fn judge(primary: Option<&Self>, mirror: Option<&Self>) -> std::result::Result<(), MirrorCause> {
+        let (Some(primary), Some(mirror)) = (primary, mirror) else { return Err(MirrorCause::NeverSynced) };
+        if primary.role != MirrorRole::Primary || mirror.role != MirrorRole::Mirror {
+            return Err(MirrorCause::NeverSynced);
         }
+        if primary.pair != mirror.pair {
+            return Err(MirrorCause::OtherPair);
+        }
+        for label in [mirror, primary] {
+            if label.state == LabelState::Alone {
+                return Err(MirrorCause::OpenedAlone(label.role));
+            }
+        }
+        if primary.generation != mirror.generation {
+            return Err(MirrorCause::LeftBehind);
+        }
+        if primary.state != LabelState::Clean || mirror.state != LabelState::Clean {
+            return Err(MirrorCause::NotClosed);
+        }
+        Ok(())
     }
-    if primary.generation != mirror.generation {
-        return Err(MirrorCause::LeftBehind);
-    }
-    if primary.state != LabelState::Clean || mirror.state != LabelState::Clean {
-        return Err(MirrorCause::NotClosed);
-    }
-    Ok(())
 }
 
 /// The error that a plain mapping of a mirror gets when that may be stale.
@@ -419,7 +421,7 @@ mod tests {
             len_bytes: 4096,
         };
         let mirror = MirrorLabel { role: MirrorRole::Mirror, start_bytes: 8192, ..primary };
-        assert_eq!(judge(Some(&primary), Some(&mirror)), Ok(()));
+        assert_eq!(MirrorLabel::judge(Some(&primary), Some(&mirror)), Ok(()));
         let stale = [
             (None, Some(mirror)),
             (Some(primary), None),
@@ -432,7 +434,10 @@ mod tests {
             (Some(primary), Some(MirrorLabel { state: LabelState::Alone, ..mirror })),
         ];
         for (primary, mirror) in stale {
-            assert!(judge(primary.as_ref(), mirror.as_ref()).is_err(), "{primary:?} and {mirror:?}");
+            assert!(
+                MirrorLabel::judge(primary.as_ref(), mirror.as_ref()).is_err(),
+                "{primary:?} and {mirror:?}"
+            );
         }
     }
 }
