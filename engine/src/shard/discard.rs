@@ -186,7 +186,7 @@ impl Shard {
             // Pages whose folios are gone already must not read as what the device has of them: they are zeroed.
             let Some(zero_rest) = &mut job.zero_rest else { return true };
             zero_rest.end = job.drop_rest.start;
-            job.mirror_rest.end = zero_rest.end.max(job.mirror_rest.start);
+            job.mirror_rest.end = job.mirror_rest.end.min(zero_rest.end).max(job.mirror_rest.start);
             job.drop_rest.end = job.drop_rest.start;
         }
         let device_failed =
