@@ -120,7 +120,7 @@ impl Shard {
         };
         let (of, lost) = (open.mirror.as_ref()?, self.mirror.as_ref().is_none_or(|mirror| mirror.is_lost()));
         let in_flight = matches!(job.window, Some((_, Stage::Reading | Stage::Writing)));
-        if (lost || !of.is_resyncing()) && (!in_flight || lost) {
+        if lost || !of.is_resyncing() && !in_flight {
             // It was degraded meanwhile; a command that is still on its way with a lost queue brings the memory back.
             if let Some(mirror) = &mut self.mirror {
                 mirror.renounce();
