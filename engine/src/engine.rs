@@ -496,7 +496,8 @@ impl Engine {
     }
 
     /// Syncs every open mapping, the logs first, stops the shards and shuts the controller down. Handles get
-    /// [`Error::Closed`] from then on. Pages behind a [`Gate`] are waited for, up to `gate_wait`. With [`ShardThreads::Manual`] the shards have to be [returned](Self::return_shards) before.
+    /// [`Error::Closed`] from then on. Mirrored mappings are [closed](Mapping::close), so that their labels can say that both
+    /// halves are equal: pins of theirs are waited for. Pages behind a [`Gate`] are waited for, up to `gate_wait`. With [`ShardThreads::Manual`] the shards have to be [returned](Self::return_shards) before.
     ///
     /// # Errors
     /// The first error of all that; everything is stopped nevertheless, and what couldn't be written is lost, as

@@ -254,11 +254,13 @@ fn wb15_the_stream_furthest_behind_is_fed_first_and_holds_writeback_up_in_the_en
 }
 
 #[test]
-fn wb15_reads_do_not_wait_for_a_mirror_that_is_behind() {
+fn wb15_neither_reads_nor_other_mappings_wait_for_a_mirror_that_is_behind() {
     let slow = EmulatedConfig { queue_entries_max: 8, ..ram() };
     for shards in [1, 2] {
         let options = EngineOptions { shards, transfer_bytes_max: 4096, ..options(512 * shards as u64) };
         let mut bed = Bed::mirrored(ram(), slow.clone(), options);
+        let other =
+            bed.open(&MappingOptions { start_bytes: 8 * MIB, len_bytes: Some(MIB), ..Default::default() });
         let mapping = in_sync(&mut bed, &mirrored());
         inject(&bed, NvmOpcode::WRITE, 0, u64::MAX, Action::Delay(Duration::from_secs(5)));
         for page in 0..300 {
@@ -276,6 +278,16 @@ fn wb15_reads_do_not_wait_for_a_mirror_that_is_behind() {
             assert!(
                 bed.poll_once(read.as_mut()).is_ready(),
                 "the sync waits for the mirror, the read for nobody"
+            );
+        }
+        write(&mut bed, &other, 3, 1);
+        {
+            let mut others = Box::pin(other.sync_async());
+            assert!(bed.poll_once(others.as_mut()).is_pending());
+            bed.settle();
+            assert!(
+                matches!(bed.poll_once(others.as_mut()), Poll::Ready(Ok(()))),
+                "nor does who has no mirror"
             );
         }
         assert!(bed.poll_once(sync.as_mut()).is_pending());

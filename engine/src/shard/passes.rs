@@ -258,9 +258,13 @@ impl Shard {
                 pass.turn = self.turns;
                 served.insert(pass.mapping);
             }
+            if issued == Issued::NoRoom && self.waits_for_mirror() {
+                // Those without a mirror needn't wait for it.
+                continue;
+            }
             if issued == Issued::NoRoom {
                 // Syncs have their turn before reads: a full queue can't keep them out (see `submit_reads`).
-                self.reads_yield |= pass.state.mode == SyncMode::All && !self.waits_for_mirror();
+                self.reads_yield |= pass.state.mode == SyncMode::All;
                 break;
             }
         }
