@@ -677,6 +677,31 @@ fn wb15_a_resynchronised_mirror_is_equal_though_writes_went_on() {
 }
 
 #[test]
+fn wb15_a_window_awaits_the_writes_that_were_taken_before_it() {
+    for mut bed in beds(&ram(), &ram(), 64) {
+        let mapping = bed.open(&mirrored());
+        write(&mut bed, &mapping, 1023, 1);
+        bed.run(mapping.sync_async()).unwrap();
+        let handle = mapping.clone();
+        let mut resync = Box::pin(handle.resync_mirror_async());
+        while !matches!(mapping.mirror_state(), Some(MirrorState::Resyncing { .. })) {
+            assert!(bed.poll_once(resync.as_mut()).is_pending());
+            bed.step();
+        }
+        // The mirror has the new page long before the primary, which fails in passing for 15 ms.
+        bed.fail(NvmOpcode::WRITE, 0, 4, transient());
+        write(&mut bed, &mapping, 1023, 2);
+        let mut sync = Box::pin(mapping.sync_async());
+        assert!(bed.poll_once(sync.as_mut()).is_pending());
+        bed.settle();
+        assert!(bed.poll_once(resync.as_mut()).is_pending(), "its last window waits");
+        bed.run(resync).unwrap();
+        bed.run(sync).unwrap();
+        assert_equal(&bed);
+    }
+}
+
+#[test]
 fn wb15_a_resynchronisation_ends_degraded_where_it_cannot_go_on() {
     for mut bed in beds(&ram(), &ram(), 64) {
         let mapping = bed.open(&mirrored());
