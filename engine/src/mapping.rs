@@ -380,9 +380,15 @@ impl Mapping {
         self.make_durable(written).await.map(drop)
     }
 
-    /// Whether a shard has DIRTY or WRITEBACK pages of this mapping; one without has nothing to say.
+    /// Whether a shard has DIRTY or WRITEBACK pages of this mapping; one without has nothing to say. One that failed has:
+    /// what a discard had taken out of the cache by then, the device may never have been told.
     fn concerns(&self, link: &ShardLink) -> bool {
-        link.cache.marked[self.open.shape.slot as usize].any()
+        link.cache.marked[self.open.shape.slot as usize].any() || link.is_failed() && self.has_pages_in(link)
+    }
+
+    fn has_pages_in(&self, link: &ShardLink) -> bool {
+        let shape = &self.open.shape;
+        !shape.striping.local_range(link.shard, 0..shape.pages()).is_empty()
     }
 
     /// The end of a sync whose writes have ended: the commit, and what this handle hasn't been told yet.

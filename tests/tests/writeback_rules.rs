@@ -402,6 +402,33 @@ fn wb23_a_sync_that_fails_for_another_reason_leaves_a_failed_writeback_to_the_ne
 }
 
 #[test]
+fn wb29_no_sync_succeeds_over_what_a_discard_took_out_before_its_shard_failed() {
+    for shards in [1, 3] {
+        let command_timeout = Duration::from_secs(5);
+        let mut bed = Bed::new(ram(), EngineOptions { shards, command_timeout, ..options(192) });
+        let mapping = bed.mapping();
+        bed.run(mapping.write_at_async(0, &[1; 4096])).unwrap();
+        bed.run(mapping.sync_async()).unwrap();
+        bed.run(mapping.write_at_async(0, &[2; 4096])).unwrap();
+        // The discard drops the dirty page 0, and waits for the read of page 1, which never ends.
+        bed.fault(NvmOpcode::READ, 0, 1, Action::Drop);
+        let mut pin = pin!(mapping.pin_async(1));
+        assert!(bed.poll_once(pin.as_mut()).is_pending());
+        let mut discard = pin!(mapping.discard_async(0..2 * 4096));
+        assert!(bed.poll_once(discard.as_mut()).is_pending());
+        bed.settle();
+        assert_eq!(bed.engine().stats().dirty_pages, 0);
+        let error = bed.run(discard).unwrap_err();
+        assert!(matches!(error, Error::ShardFailed { .. }), "{error}");
+        assert_eq!(bed.seen(NvmOpcode::WRITE_ZEROES), [], "the device has what the first sync wrote");
+        for _ in 0..2 {
+            let error = bed.run(mapping.sync_async()).unwrap_err();
+            assert!(matches!(error, Error::ShardFailed { .. }), "{error}");
+        }
+    }
+}
+
+#[test]
 fn wb26_a_discard_waits_for_writeback_and_nothing_is_written_after_it() {
     for mut bed in beds(&ram(), 64) {
         let mapping = bed.mapping();

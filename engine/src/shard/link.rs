@@ -219,6 +219,11 @@ impl ShardLink {
         self.failed.get().map(|reason| Error::ShardFailed { shard: self.shard, reason: reason.clone() })
     }
 
+    /// Whether the shard has failed.
+    pub(crate) fn is_failed(&self) -> bool {
+        self.failed.get().is_some()
+    }
+
     /// Sends a request and waits for its answer. Dropping the future abandons the request: it is carried out
     /// or not, and what it was granted is given back.
     pub(crate) fn request(&self, request: Request) -> RequestFuture<'_> {

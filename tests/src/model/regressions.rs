@@ -3,12 +3,12 @@
 use foliant::RetryPolicy;
 
 use super::Case;
-use super::case::Setup;
 use super::case::Step::{
     Abandon, Discard, Fault, Finish, Kill, Pin, PinMut, Read, Release, Settle, Sync, Time, Write,
 };
-use super::case::Trouble::{WriteFatal, Zeroes};
+use super::case::Trouble::{Lose, WriteFatal, Zeroes};
 use super::case::WriteCache::{None as NoCache, Volatile};
+use super::case::{Command, Setup};
 
 const PLAIN: Setup = Setup {
     shards: 1,
@@ -36,7 +36,30 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a discard that gives up leaves pages as the device last had them", discard_that_gives_up()),
         ("what a killed process left in flight is lost without a write cache", zeroes_in_flight_at_a_kill()),
         ("who waits at the dirty limit goes on when others give up", others_give_up_at_the_dirty_limit()),
+        (
+            "no sync succeeds over what a discard took out before its shard failed",
+            read_lost_beside_a_discard(),
+        ),
     ]
+}
+
+fn read_lost_beside_a_discard() -> Case {
+    let setup = Setup { background_percent: 75, readahead_bytes_max: 0, ..PLAIN };
+    Case::new(
+        setup,
+        &[
+            Write { on: 0, at: 139_264, len: 1 },
+            Settle,
+            Sync { on: 0 },
+            Settle,
+            Fault(Lose { command: Command::Read, skip: 0 }),
+            Write { on: 0, at: 139_264, len: 1 },
+            Pin { on: 0, page: 35 },
+            Discard { on: 0, at: 139_264, len: 9728 },
+            Finish { op: 0 },
+            Sync { on: 0 },
+        ],
+    )
 }
 
 fn others_give_up_at_the_dirty_limit() -> Case {
