@@ -200,6 +200,17 @@ impl Setup {
         file_offset(page as u64 * self.page_len(mapping))
     }
 
+    /// The stripe in which a page lies, with its mapping; of a single shard all are one.
+    pub(crate) fn stripe_of(&self, mapping: usize, page: usize) -> (usize, u64) {
+        let stripe = self.file_offset_of(mapping, page) / (512 * FRAME);
+        if self.shards == 1 { (0, 0) } else { (mapping, stripe) }
+    }
+
+    /// Which shard has a page, counted from the one that has the mapping's first.
+    pub(crate) fn shard_of(&self, mapping: usize, page: usize) -> usize {
+        (self.file_offset_of(mapping, page) / (512 * FRAME)) as usize % self.shards
+    }
+
     /// The page of the mapping that a page of the model is.
     pub(crate) fn file_page(&self, mapping: usize, page: usize) -> u64 {
         self.file_offset_of(mapping, page) / self.page_len(mapping)

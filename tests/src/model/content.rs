@@ -94,6 +94,8 @@ pub struct Page {
     pub stamps: Vec<Stamp>,
     /// The newest number that it may have been stamped with.
     pub newest_lsn: u64,
+    /// The oldest number that it may have been stamped with since it was surely written; 0 for none.
+    pub oldest_lsn: u64,
     /// Discards of it in flight.
     discards: Vec<OpId>,
     /// When the last one ended.
@@ -121,6 +123,7 @@ impl Page {
             poisoned: Poisoned::No,
             stamps: Vec::new(),
             newest_lsn: 0,
+            oldest_lsn: 0,
             discards: Vec::new(),
             discard_ended: 0,
             discarded: false,
@@ -138,7 +141,7 @@ impl Page {
         self.written.fill(0);
         self.poisoned = Poisoned::No;
         self.stamps.clear();
-        self.newest_lsn = 0;
+        (self.newest_lsn, self.oldest_lsn) = (0, 0);
         self.discarded = false;
     }
 
@@ -292,6 +295,9 @@ impl Page {
         let (oldest, cached) = (self.oldest_write(), self.cached_at());
         for stamp in self.stamps.iter_mut().filter(|stamp| stamp.began < oldest) {
             stamp.written.get_or_insert(cached);
+        }
+        if self.is_clean() {
+            self.oldest_lsn = 0;
         }
         // All of it, if it takes several commands.
         if self.oldest_write() > self.write_failed {

@@ -14,7 +14,7 @@ use super::retries::Attempt;
 use super::rules::{Fault, Rule};
 use super::telling::{self, Owed};
 use super::violated;
-use super::world::World;
+use super::world::{FailedPart, Unsettled, World};
 
 impl World {
     pub(super) fn inject(&mut self, trouble: Trouble) {
@@ -75,12 +75,13 @@ impl World {
             }
         }
         let log = &self.log;
-        let settled: Vec<_> = self.life.unsettled.extract_if(.., |(qid, ..)| log.is_idle(*qid)).collect();
-        for (_, mapping, owed, failed) in settled {
+        let settled: Vec<_> = self.life.unsettled.extract_if(.., |part| log.is_idle(part.qid)).collect();
+        for Unsettled { mapping, part, failed, .. } in settled {
+            let ops = self.ops.iter_mut().filter(|op| op.mapping == mapping);
+            ops.for_each(|op| op.lived.add(part));
+            let FailedPart::Write { owed, .. } = part else { continue };
             // Who has been told of something meanwhile may have been told of this one.
             let owed_since = |told: Moment| if told > failed { owed.min(Owed::Perhaps) } else { owed };
-            let ops = self.ops.iter_mut().filter(|op| op.mapping == mapping);
-            ops.for_each(|op| op.lived.write_failed = true);
             let modelled = &mut self.mappings[mapping];
             modelled.unseen = modelled.unseen.max(owed_since(modelled.told));
             for handle in self.handle_states.iter_mut().filter(|handle| handle.mapping == mapping) {
@@ -189,6 +190,7 @@ impl World {
             Attempt::Wrong(text) => violated(Rule::Wb22, text),
         }
         self.note_pass_write(entry.key.0, entry.extent);
+        self.note_checkpoint_write(entry.extent);
         if let Some(quiet) = &mut self.quiet
             && entry.extent.start / MAPPING_SPACE == quiet.mapping as u64
         {
@@ -209,11 +211,20 @@ impl World {
             }
             NvmOpcode::READ if !status.is_success() => {
                 let ops = self.ops.iter_mut().filter(|op| op.mapping == mapping);
-                ops.for_each(|op| op.lived.read_failed = true);
+                ops.for_each(|op| op.lived.add(FailedPart::Read));
+                if self.setup.splits_pages(mapping) {
+                    let (qid, part) = (entry.key.0, FailedPart::Read);
+                    self.life.unsettled.push(Unsettled { qid, mapping, part, failed: now });
+                }
             }
             NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES if status.is_success() => {
                 let started = flight.map_or(0, |flight| flight.started);
-                self.life.written_ns = self.bed.now_ns();
+                if entry.opcode == NvmOpcode::WRITE {
+                    let now_ns = self.bed.now_ns();
+                    for (mapping, page) in self.pages_at(entry.extent) {
+                        self.life.written_ns.insert(self.setup.stripe_of(mapping, page), now_ns);
+                    }
+                }
                 let cached = if flight.is_some_and(|flight| flight.fua) { 0 } else { now };
                 self.each_page(entry.extent, |page, sectors| {
                     page.wrote(sectors, started, cached);
@@ -261,13 +272,10 @@ impl World {
             // Which of a page's failures counts, and whether they are tried again, is the engine's.
             let vague = status.is_retryable() || self.life.struck.has(Fault::WriteTransient);
             let owed = if vague { Owed::Perhaps } else { self.poisoned(entry.extent) };
-            if self.log.is_idle(qid) {
-                self.event(mapping, owed);
-            } else {
-                // The run's other commands may still be on their way; its end is what is told.
-                self.event(mapping, Owed::Perhaps);
-                self.life.unsettled.push((qid, mapping, owed, now));
-            }
+            // The run's other commands may still be on their way; its end is what is told.
+            self.event(mapping, owed.min(Owed::Perhaps));
+            let part = FailedPart::Write { put_off: status.is_retryable(), owed };
+            self.life.unsettled.push(Unsettled { qid, mapping, part, failed: now });
         } else if status.is_retryable() && self.life.retries.failed(qid, entry.extent, self.bed.now_ns()) {
             self.mappings[mapping].had_event = true;
         } else {

@@ -38,7 +38,9 @@ impl World {
             quiet = if self.turn() { 0 } else { quiet + 1 };
             if quiet == 3 {
                 // A sync that nobody waits for any more ends when nothing holds it up.
-                self.life.sync_abandoned &= !self.ops.is_empty() || self.log.in_flight().next().is_some();
+                let waits_for_log = (0..self.setup.mappings).any(|mapping| self.may_wait_for_log(mapping));
+                self.life.sync_abandoned &=
+                    waits_for_log || !self.ops.is_empty() || self.log.in_flight().next().is_some();
                 self.at_rest = !self.life.sync_abandoned
                     && self.log.in_flight().next().is_none()
                     && self.ops.iter().all(Op::is_granted)

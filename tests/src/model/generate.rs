@@ -146,14 +146,19 @@ impl Generator {
                 let (budget, put_off) = (self.one_of(&[0, 0, 1, 3, 20]), self.one_of(&[0, 0, 1, 3]));
                 let pass = Step::Pass { on, how, budget, put_off };
                 // From rest, or in the midst of it all.
-                return if self.random.random_bool(0.6) {
-                    vec![Step::Settle, pass, Step::Settle]
-                } else {
-                    vec![pass]
+                return match self.random.random_range(0..10) {
+                    0..4 => vec![pass],
+                    4..7 => vec![Step::Settle, pass, Step::Settle],
+                    _ => self.cyclic_passes(on),
                 };
             }
-            190..230 => Step::WriteLsn { on, at, len },
-            230..234 => Step::FlushUntil { on, behind: self.one_of(&[0, 0, 1, 3]) },
+            190..228 => Step::WriteLsn { on, at, len },
+            228..234 => {
+                if self.random.random_bool(0.5) {
+                    return self.flush_from_rest(on);
+                }
+                Step::FlushUntil { on, behind: self.one_of(&[0, 0, 1, 3]) }
+            }
             234..240 => Step::Oldest { on },
             240..260 => Step::TryWrite { on, at, len },
             260..275 => Step::Scan { on, at, len: 4096 << self.random.random_range(0..3) },
@@ -202,6 +207,35 @@ impl Generator {
         } else {
             vec![step]
         }
+    }
+
+    /// A cyclic pass that stops soon, and one that goes on where it stopped.
+    fn cyclic_passes(&mut self, on: u8) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for _ in 0..3 {
+            let (at, len) = self.range();
+            steps.push(Step::Write { on, at, len });
+        }
+        let (first, next) = (self.one_of(&[1, 2]), self.one_of(&[0, 0, 1, 3]));
+        for (budget, put_off) in [(first, self.one_of(&[0, 0, 3])), (next, 0)] {
+            steps.extend([Step::Settle, Step::Pass { on, how: How::Cyclic, budget, put_off }]);
+        }
+        steps.push(Step::Settle);
+        steps
+    }
+
+    /// A `flush_until` from rest, so that all that is written is its own, beside pages that are newer, or have no number.
+    fn flush_from_rest(&mut self, on: u8) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for _ in 0..self.random.random_range(1..4) {
+            let (at, len) = self.range();
+            steps.push(Step::WriteLsn { on, at, len });
+        }
+        let (at, len) = self.range();
+        let flush = Step::FlushUntil { on, behind: self.one_of(&[0, 0, 1, 3]) };
+        let write = Step::Write { on, at, len };
+        steps.extend([write, Step::Advance { behind: 0 }, Step::Settle, flush, Step::Finish { op: 0 }]);
+        steps
     }
 
     /// A fault of the run's themes: by itself, or so that it strikes, or several that strike one after the other.
@@ -266,6 +300,19 @@ impl Generator {
                 let (sync, finish) = (Step::Sync { on }, Step::Finish { op: 0 });
                 vec![write, fault, Step::Settle, sync, finish, sync, finish]
             }
+            // A discard that began before it goes on after it.
+            Theme::Flush if self.random.random_bool(0.3) => vec![
+                write,
+                Step::Pin { on, page },
+                Step::Settle,
+                zeroes,
+                fault,
+                Step::Settle,
+                Step::Sync { on },
+                Step::Settle,
+                Step::Release { op: 0 },
+                Step::Settle,
+            ],
             Theme::Flush => {
                 let (at, len) = self.range();
                 let late = Step::Write { on, at, len };
@@ -298,6 +345,11 @@ impl Generator {
             // With a page held exclusively while the flusher runs.
             let pin = Step::PinMut { on, page: self.page(), change: 100 };
             steps.extend([pin, Step::Settle, Step::Time { us: 6_000_000 }]);
+        }
+        match self.random.random_range(0..8) {
+            0..2 => steps.extend(self.cyclic_passes(on)),
+            2..4 => steps.extend(self.flush_from_rest(on)),
+            _ => {}
         }
         for _ in 0..self.random.random_range(0..4) {
             let (at, len) = self.range();

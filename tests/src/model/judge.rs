@@ -60,7 +60,7 @@ impl World {
             modelled.discarded = false;
             self.note_change(mapping, page);
             if let Some(quiet) = self.quiet.as_mut().filter(|quiet| quiet.mapping == mapping) {
-                quiet.held = Some(quiet.held.map_or(page, |first| first.min(page)));
+                quiet.held.push(page);
             }
         }
     }
@@ -86,20 +86,21 @@ impl World {
             Output::Count(result) => result.as_ref().map(drop).map_err(Clone::clone),
         };
         lived.waited = self.bed.now_ns().saturating_sub(op.began_ns) >= PIN_WAIT.as_nanos() as u64;
-        lived.written =
-            self.setup.shards == 1 && self.bed.now_ns() - self.life.written_ns < PIN_WAIT.as_nanos() as u64;
+        lived.written = self.were_written_lately(mapping, &kind);
         lived.soft = self.setup.retry == RetryPolicy::Soft;
         lived.gated = self.setup.is_gated && self.log_state.last > 0;
-        lived.stamped = number > 0;
+        lived.asks_pages = self.setup.page_len(mapping) / FRAME;
+        lived.overtaken = self.is_overtaken(mapping, &kind, number);
+        lived.rivals |= op.began_ns < self.life.rival_left_ns;
         // Of a page's parts one may have failed long before the last has ended, and with it the page.
-        let parts_failed = self.life.struck.has(Fault::WriteFatal) || self.life.struck.has(Fault::Media);
-        lived.write_failed |= self.setup.splits_pages(mapping) && parts_failed;
-        lived.put_off |= self.setup.splits_pages(mapping) && self.life.struck.has(Fault::WriteTransient);
+        let parts = self.life.unsettled.iter().filter(|part| part.mapping == mapping);
+        parts.for_each(|part| lived.add(part.part));
+        // One that failed for good ends its page only after others that are tried again.
+        lived.write_failed |= self.setup.splits_pages(mapping) && self.life.struck.has(Fault::WriteTransient);
         lived.latched = self.life.latched;
         lived.doomed |= self.life.doomed;
         lived.closed |= matches!(self.mappings[mapping].state, MappingState::Closing | MappingState::Limbo);
         lived.struck |= self.life.struck != super::rules::Faults::default();
-        lived.read_failed |= self.setup.splits_pages(mapping) && lived.struck;
         if let Kind::Sync { handle, .. } = kind {
             lived.owed = self.handle_states[handle].owed;
         }
@@ -135,7 +136,10 @@ impl World {
                 self.met(Rule::Wb24);
             }
             (Kind::Pass { order }, Output::Pass(result)) => self.judge_pass(&what, mapping, &order, &result),
-            (Kind::Checkpoint { until }, output) => {
+            (Kind::Checkpoint { until, others, wrote }, output) => {
+                if let Some(until) = until {
+                    self.judge_what_it_wrote(&what, mapping, until, others, &wrote);
+                }
                 match (until, output) {
                     (Some(until), Output::Done(Ok(()))) => {
                         self.judge_checkpoint(&what, (mapping, began), Some(until));
@@ -213,6 +217,26 @@ impl World {
         }
     }
 
+    /// Whether pages were written within the last wait in every shard that has a part of what an operation changes.
+    fn were_written_lately(&self, mapping: usize, kind: &Kind) -> bool {
+        let pages = match kind {
+            Kind::Write { range, .. } | Kind::TryWrite { range } => self.setup.pages_of(mapping, range),
+            Kind::PinMut { page, .. } => *page..page + 1,
+            _ => return false,
+        };
+        let since_ns = self.bed.now_ns().saturating_sub(PIN_WAIT.as_nanos() as u64);
+        pages
+            .map(|page| self.setup.stripe_of(mapping, page))
+            .all(|stripe| self.life.written_ns.get(&stripe).is_some_and(|&written_ns| written_ns > since_ns))
+    }
+
+    /// Whether a page that a write with this number stamps may have a later one.
+    fn is_overtaken(&self, mapping: usize, kind: &Kind, lsn: u64) -> bool {
+        let Kind::Write { range, .. } = kind else { return false };
+        let mut pages = self.mappings[mapping].pages[self.setup.pages_of(mapping, range)].iter();
+        lsn > 0 && pages.any(|page| page.newest_lsn > lsn)
+    }
+
     fn end_change(
         &mut self,
         id: u32,
@@ -251,7 +275,8 @@ impl World {
             }
         }
         self.met(Rule::Wb27);
-        if self.bed.engine().stats().readahead_pages > 0 {
+        let used = self.bed.engine().stats().readahead_pages_used;
+        if std::mem::replace(&mut self.life.readahead_used, used) < used {
             self.met(Rule::Wb28);
         }
     }
@@ -422,10 +447,15 @@ impl World {
                 self.met_by_writes(Rule::Wb03);
             }
         }
-        // Who gives up waiting for a holder has come no further there, whichever shard's error is told.
-        let end = quiet.held.filter(|_| waited).unwrap_or(usize::MAX);
+        // Who gives up waiting for a holder has come no further in that shard, whichever shard's error is told.
+        let shard_of = |page| self.setup.shard_of(quiet.mapping, page);
+        let is_behind_held =
+            |page| waited && quiet.held.iter().any(|&held| held <= page && shard_of(held) == shard_of(page));
         for &page in &quiet.dirty {
-            if !tried[page] && page < end && self.mappings[quiet.mapping].pages[page].touched < quiet.began {
+            if !tried[page]
+                && !is_behind_held(page)
+                && self.mappings[quiet.mapping].pages[page].touched < quiet.began
+            {
                 violated(
                     Rule::Wb05,
                     format!("{what} ended with {result:?}, and dirty page {page} wasn't written"),

@@ -12,7 +12,7 @@ use super::case::{WriteCache, file_offset};
 use super::content::{Moment, Page};
 use super::device_log::Extent;
 use super::operations::{Kind, Op, Output};
-use super::rules::Rule;
+use super::rules::{Fault, Rule};
 use super::violated;
 use super::world::World;
 
@@ -62,7 +62,11 @@ impl World {
         self.log_state.last += 1;
         let lsn = self.log_state.last;
         for page in self.setup.pages_of(mapping, &range) {
-            self.mappings[mapping].pages[page].newest_lsn = lsn;
+            let page = &mut self.mappings[mapping].pages[page];
+            page.newest_lsn = lsn;
+            if page.oldest_lsn == 0 {
+                page.oldest_lsn = lsn;
+            }
         }
         if self.quiet.as_ref().is_some_and(|quiet| quiet.mapping == mapping) && self.is_gated(mapping) {
             // What a sync leaves out at first, it writes in a second round.
@@ -83,15 +87,15 @@ impl World {
         self.log_state.durable = lsn;
     }
 
-    pub(super) fn flush_until(&mut self, on: u8, behind: u8) {
+    pub(super) fn flush_until(&mut self, on: u8, behind: u8, at_rest: bool) {
         let lsn = (self.log_state.last + 1).saturating_sub(u64::from(behind));
-        self.checkpoint(on, Some(lsn), |handle| {
+        self.checkpoint(on, Some(lsn), at_rest, |handle| {
             Box::pin(async move { Output::Done(handle.flush_until_async(Lsn(lsn)).await) })
         });
     }
 
     pub(super) fn oldest_lsn(&mut self, on: u8) {
-        self.checkpoint(on, None, |handle| {
+        self.checkpoint(on, None, false, |handle| {
             Box::pin(async move { Output::Lsn(handle.oldest_dirty_lsn_async().await) })
         });
     }
@@ -100,16 +104,57 @@ impl World {
         &mut self,
         on: u8,
         until: Option<u64>,
+        at_rest: bool,
         future: impl FnOnce(Rc<Mapping>) -> Pin<Box<dyn Future<Output = Output>>>,
     ) {
         let Some((handle_id, handle)) = self.handle(on) else { return };
         let mapping = self.handle_states[handle_id].mapping;
         // It may end with a flush.
         self.life.syncs += 1;
-        self.start(self.next_op, mapping, Kind::Checkpoint { until }, future(handle));
+        // Of pages that take several commands it isn't known which are still to be tried again.
+        let vague = self.setup.splits_pages(mapping) && self.life.struck.has(Fault::WriteTransient);
+        let is_alone = at_rest && !vague && self.ops.is_empty() && self.zombies.is_empty();
+        let others = is_alone.then(|| self.flusher_passes());
+        let kind = Kind::Checkpoint { until, others, wrote: Vec::new() };
+        self.start(self.next_op, mapping, kind, future(handle));
     }
 
     // ---- judging ------------------------------------------------------------------------------------------
+
+    /// What a checkpoint writes that nothing else runs beside is older than what it was asked for (WB-45).
+    pub(crate) fn judge_what_it_wrote(
+        &mut self,
+        what: &str,
+        mapping: usize,
+        until: u64,
+        others: Option<u64>,
+        wrote: &[(usize, u64)],
+    ) {
+        if others != Some(self.flusher_passes()) || self.life.doomed {
+            return;
+        }
+        if let Some((page, oldest)) = wrote.iter().find(|(_, oldest)| *oldest == 0 || *oldest >= until) {
+            violated(
+                Rule::Wb45,
+                format!("{what} wrote page {page} of mapping {mapping}, whose oldest number is {oldest}"),
+            );
+        }
+        if !wrote.is_empty() && !self.life.latched {
+            self.met_by_writes(Rule::Wb45Only);
+        }
+    }
+
+    /// The device gets a write for the first time: of a checkpoint that is alone, it is the checkpoint's.
+    pub(crate) fn note_checkpoint_write(&mut self, extent: Extent) {
+        for (mapping, page) in self.pages_at(extent) {
+            let oldest = self.mappings[mapping].pages[page].oldest_lsn;
+            for op in self.ops.iter_mut().filter(|op| op.mapping == mapping) {
+                if let Kind::Checkpoint { wrote, .. } = &mut op.kind {
+                    wrote.push((page, oldest));
+                }
+            }
+        }
+    }
 
     /// A stamped write has succeeded.
     pub(crate) fn stamped(&mut self, op: &Op, lsn: u64, ended: Moment) {
@@ -138,7 +183,8 @@ impl World {
                     format!("page {page} is written with {stamp:?}, and the log is durable up to {durable}"),
                 );
             }
-            met |= !stamps.is_empty();
+            // Once a flush has failed, the device gets only what was in the queue.
+            met |= !stamps.is_empty() && !self.life.latched;
         }
         if met {
             self.met(Rule::Wb40);

@@ -13,9 +13,9 @@ use foliant_nvme_spec::NvmOpcode;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::case::{FRAME, file_offset};
+use super::case::{FRAME, PIN_WAIT, file_offset};
 use super::content::{Moment, OpId, Page, Poisoned, Snapshot};
-use super::passes::Order;
+use super::passes::{Cyclic, Order};
 use super::rules::{Fault, Rule};
 use super::telling::{Circumstances, Owed};
 use super::violated;
@@ -65,6 +65,11 @@ pub(crate) enum Kind {
     /// A `flush_until`, or the question for the oldest number.
     Checkpoint {
         until: Option<u64>,
+        /// Nothing else was going on when it began, and nothing was asked for since: how many passes of the flushers had
+        /// begun then.
+        others: Option<u64>,
+        /// Pages that the device got writes of since, and the oldest numbers that they may have had.
+        wrote: Vec<(usize, u64)>,
     },
     TryWrite {
         range: Range<u64>,
@@ -88,6 +93,13 @@ pub(crate) enum Kind {
         held: Vec<OpId>,
         closes: Option<Owed>,
     },
+}
+
+impl Kind {
+    /// Whether it may stand in line for dirty memory.
+    fn dirties(&self) -> bool {
+        matches!(self, Self::Write { .. } | Self::TryWrite { .. } | Self::PinMut { .. })
+    }
 }
 
 /// An operation in flight.
@@ -132,6 +144,9 @@ impl World {
         self.absorb();
         match opened {
             Ok(opened) => {
+                if self.mappings[mapping].state == MappingState::Shut {
+                    self.life.cyclic[mapping] = Some(Cyclic::at_start(self.flusher_passes()));
+                }
                 self.mappings[mapping].state = MappingState::Open;
                 self.mappings[mapping].is_atomic = opened.is_page_atomic();
                 let id = self.new_handle_state(mapping);
@@ -463,7 +478,7 @@ impl World {
             background_passes: self.bed.engine().stats().passes_background,
             clean,
             poisoned,
-            held: modelled.pages.iter().position(|page| page.held.is_some()),
+            held: (0..modelled.pages.len()).filter(|&page| modelled.pages[page].held.is_some()).collect(),
             dirty,
             writes: Vec::new(),
         });
@@ -514,15 +529,22 @@ impl World {
                 self.quiet = None;
             }
         }
+        self.life.tail = None;
+        let dirties = kind.dirties();
+        let rivals = self.ops.iter().any(|op| op.kind.dirties());
         for op in &mut self.ops {
             op.lived.company = true;
-            if let Kind::Pass { order } = &mut op.kind {
-                order.alone_ns = None;
+            op.lived.rivals |= dirties;
+            match &mut op.kind {
+                Kind::Pass { order } => order.alone_ns = None,
+                Kind::Checkpoint { others, .. } => *others = None,
+                _ => {}
             }
         }
         let lived = Circumstances {
             tries: matches!(kind, Kind::TryWrite { .. }),
             company,
+            rivals,
             closed: self.mappings[mapping].state != MappingState::Open,
             ..Circumstances::default()
         };
@@ -585,6 +607,9 @@ impl World {
         let Op { id, kind, mapping, future, .. } = self.ops.remove(at);
         drop(future);
         let now = self.now();
+        if kind.dirties() {
+            self.life.rival_left_ns = self.bed.now_ns() + 2 * PIN_WAIT.as_nanos() as u64;
+        }
         match kind {
             Kind::Write { range, .. } | Kind::TryWrite { range } => {
                 let pages = &mut self.mappings[mapping].pages[self.setup.pages_of(mapping, &range)];
@@ -643,8 +668,8 @@ impl Op {
             Kind::Write { range, lsn: 0 } => format!("write of {range:?}"),
             Kind::Write { range, lsn } => format!("write of {range:?} with number {lsn}"),
             Kind::Pass { order } => order.describe(),
-            Kind::Checkpoint { until: Some(lsn) } => format!("flush until {lsn}"),
-            Kind::Checkpoint { until: None } => "the oldest number's search".to_owned(),
+            Kind::Checkpoint { until: Some(lsn), .. } => format!("flush until {lsn}"),
+            Kind::Checkpoint { until: None, .. } => "the oldest number's search".to_owned(),
             Kind::TryWrite { range } => format!("impatient write of {range:?}"),
             Kind::Discard { range, .. } => format!("discard of {range:?}"),
             Kind::Pin { page, .. } => format!("pin of page {page}"),

@@ -1,6 +1,8 @@
 //! Passes that a run begins itself: background ones over the whole mapping, a range, or from where the last one stopped,
 //! with budgets, and with callbacks that put pages off (WB-02, WB-05, WB-09).
 
+use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use foliant::{Disposition, PassEnd, WritebackCallback, WritebackControl, WritebackOutcome};
@@ -24,8 +26,8 @@ pub(crate) struct Order {
     /// In frames' worth; 0 for no budget.
     budget: u64,
     shown: Arc<Mutex<Shown>>,
-    /// Frames' worth that the callback has put off.
-    refused: Arc<Mutex<u64>>,
+    /// What the callback has put off, in bytes of the mapping.
+    refused: Arc<Mutex<Vec<Range<u64>>>>,
     /// What pages may show since it began.
     since: Vec<Snapshot>,
     began: Moment,
@@ -35,6 +37,47 @@ pub(crate) struct Order {
     pub writes: Vec<(u16, Extent)>,
     /// Pages that it has to write: dirty, not held, never failed, not behind the gate.
     dirty: Vec<usize>,
+    /// Where it begins, if it is a cyclic one and that is known.
+    cyclic: Option<Cyclic>,
+    /// Passes that the flushers had begun when it began.
+    others: u64,
+}
+
+/// Where the next cyclic pass over a mapping begins, of one shard, in bytes of the mapping.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cyclic {
+    /// Not before this one.
+    lowest: u64,
+    /// Nor behind this one.
+    highest: u64,
+    /// Passes that the flushers had begun when that became known: one more, and it isn't any longer.
+    others: u64,
+}
+
+impl Cyclic {
+    /// At the mapping's first byte.
+    pub(crate) fn at_start(others: u64) -> Self {
+        Self { lowest: 0, highest: 0, others }
+    }
+}
+
+/// A pass that was alone and has ended. What it took is in the queue, and the device gets it next.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    what: String,
+    mapping: usize,
+    at_ns: u64,
+    others: u64,
+    /// What its callback put off, in bytes of the mapping.
+    put_off: Vec<Range<u64>>,
+    /// Where it began at the earliest.
+    lowest: u64,
+    /// What it wrote last, by queue.
+    last: HashMap<u16, Extent>,
+    /// Frames' worth of writes that the device hasn't got yet.
+    left: u64,
+    /// A cyclic one has stopped at its budget, behind this byte as far as is known; and what was dirty when it began.
+    stopped: Option<(u64, Vec<usize>)>,
 }
 
 impl World {
@@ -51,7 +94,7 @@ impl World {
         if budget > 0 {
             control = control.pages_max(u64::from(budget));
         }
-        let (shown, refused) = (Arc::<Mutex<Shown>>::default(), Arc::<Mutex<u64>>::default());
+        let (shown, refused) = (Arc::<Mutex<Shown>>::default(), Arc::<Mutex<Vec<Range<u64>>>>::default());
         let callback: Option<WritebackCallback> = (put_off > 0).then(|| {
             let (shown, refused) = (shown.clone(), refused.clone());
             let callback: WritebackCallback = Arc::new(move |folio| {
@@ -59,7 +102,8 @@ impl World {
                 if !(folio.offset() / FRAME).is_multiple_of(u64::from(put_off) + 1) {
                     return Disposition::Write;
                 }
-                *refused.lock().expect("nobody panics with it") += folio.pages();
+                let end = folio.offset() + FRAME * folio.pages();
+                refused.lock().expect("nobody panics with it").push(folio.offset()..end);
                 Disposition::NotNow
             });
             callback
@@ -83,13 +127,19 @@ impl World {
             }
             return;
         }
-        let is_alone = at_rest && self.ops.is_empty() && self.zombies.is_empty() && !self.life.doomed;
+        let others = self.flusher_passes();
+        let cyclic = match how {
+            How::Cyclic => self.life.cyclic[mapping].take().filter(|cyclic| cyclic.others == others),
+            _ => None,
+        };
+        // Of pages that take several commands it isn't known which are still to be tried again.
+        let vague = self.setup.splits_pages(mapping) && self.life.struck.has(Fault::WriteTransient);
+        let is_idle = at_rest && self.ops.is_empty() && self.zombies.is_empty();
+        let is_alone = is_idle && !vague && !self.life.doomed;
         let is_mine = |page: &usize| {
             let modelled = &self.mappings[mapping].pages[*page];
             !modelled.is_busy() && modelled.poisoned == Poisoned::No && self.is_surely_dirty(mapping, *page)
         };
-        // Of pages that take several commands it isn't known which are still to be tried again.
-        let vague = self.setup.splits_pages(mapping) && self.life.struck.has(Fault::WriteTransient);
         let dirty = if vague || self.may_wait_for_log(mapping) {
             Vec::new()
         } else {
@@ -98,8 +148,20 @@ impl World {
         let alone_ns = is_alone.then(|| self.bed.now_ns());
         let budget = u64::from(budget);
         let began = self.now();
-        let order = Order { began, how, budget, shown, refused, since, alone_ns, writes: Vec::new(), dirty };
+        let writes = Vec::new();
+        let order =
+            Order { began, how, budget, shown, refused, since, alone_ns, writes, dirty, cyclic, others };
         self.start(self.next_op, mapping, Kind::Pass { order }, future);
+    }
+
+    /// Passes that the flushers have begun.
+    pub(crate) fn flusher_passes(&self) -> u64 {
+        let stats = self.bed.engine().stats();
+        stats.passes_reclaim
+            + stats.passes_dirty_limit
+            + stats.passes_expiry
+            + stats.passes_poisoned
+            + stats.passes_close
     }
 
     /// The device gets a write for the first time: of a pass that is alone, it is the pass's.
@@ -113,6 +175,15 @@ impl World {
             {
                 order.writes.push((qid, extent));
             }
+        }
+        let others = self.flusher_passes();
+        if let Some(mut tail) = self.life.tail.take()
+            && !self.life.doomed
+            && tail.at_ns == now_ns
+            && tail.others == others
+        {
+            tail.note(self, qid, extent);
+            self.life.tail = Some(tail);
         }
     }
 
@@ -140,11 +211,12 @@ impl World {
             }
         }
         let Ok(outcome) = result else { return };
-        let refused = *order.refused.lock().expect("nobody panics with it");
+        let put_off = std::mem::take(&mut *order.refused.lock().expect("nobody panics with it"));
+        let refused: u64 = put_off.iter().map(|range| (range.end - range.start) / FRAME).sum();
         if outcome.pages_postponed != refused {
             violated(Rule::Wb09, format!("{what} put {refused} pages off and ended with {outcome:?}"));
         }
-        if refused > 0 {
+        if refused > 0 && !self.life.latched {
             self.met(Rule::Wb09);
         }
         let block = self.setup.page_len(mapping) / FRAME;
@@ -155,31 +227,66 @@ impl World {
                     format!("{what} had {} pages to spend: {outcome:?}", order.budget),
                 );
             }
-            if outcome.ended == PassEnd::Budget {
+            if outcome.ended == PassEnd::Budget && !self.life.latched {
                 self.met(Rule::Wb05Budget);
             }
         }
         if order.alone_ns != Some(self.bed.now_ns()) || self.ops.iter().any(|op| op.mapping == mapping) {
             return;
         }
-        for (at, (qid, extent)) in order.writes.iter().enumerate() {
-            let before = order.writes[..at].iter().rfind(|(other, _)| other == qid);
-            if let Some((_, before)) = before
-                && before.end() > extent.start
-            {
-                violated(Rule::Wb02, format!("{what}: {extent:?} was written after {before:?}"));
-            }
-        }
-        if order.writes.len() > 1 {
-            self.met_by_writes(Rule::Wb02);
-        }
-        let covers = order.how != How::Cyclic && outcome.ended == PassEnd::Complete && refused == 0;
-        if !covers || self.life.doomed || self.life.is_power_off {
+        self.follow(what, mapping, order, outcome, put_off);
+        let first = match order.how {
+            How::Cyclic => order.cyclic.map(|cyclic| cyclic.highest),
+            _ => Some(0),
+        };
+        let covers = outcome.ended == PassEnd::Complete && refused == 0;
+        let Some(first) = first.filter(|_| covers && !self.life.doomed && !self.life.is_power_off) else {
             return;
-        }
+        };
         // What it took is in the queue now; the device has it soon.
         let began = order.began;
-        self.life.passed.extend(order.dirty.iter().map(|&page| (mapping, page, began)));
+        let pages = order.dirty.iter().filter(|&&page| self.setup.file_offset_of(mapping, page) >= first);
+        self.life.passed.extend(pages.map(|&page| (mapping, page, began)));
+    }
+
+    /// A pass that was alone has ended: its writes that the device gets only now are looked at, too, and where a cyclic
+    /// one has stopped, the next one goes on.
+    fn follow(
+        &mut self,
+        what: &str,
+        mapping: usize,
+        order: &Order,
+        outcome: &WritebackOutcome,
+        put_off: Vec<Range<u64>>,
+    ) {
+        let others = self.flusher_passes();
+        if others != order.others || self.life.is_power_off || self.life.doomed {
+            return;
+        }
+        let lowest = order.cyclic.map_or(0, |cyclic| cyclic.lowest);
+        let is_single = order.how == How::Cyclic && self.setup.shards == 1;
+        let mut stopped = None;
+        if is_single && outcome.ended == PassEnd::Complete {
+            // Where nothing is dirty, no shard is asked, and nothing changes.
+            let is_asked = !order.dirty.is_empty() || lowest == 0 && order.cyclic.is_some();
+            self.life.cyclic[mapping] = is_asked.then(|| Cyclic::at_start(others));
+        } else if is_single && outcome.ended == PassEnd::Budget {
+            let last = put_off.iter().map(|range| range.end).max().unwrap_or(0);
+            stopped = Some((last.max(lowest), order.dirty.clone()));
+        }
+        if let Some(range) = put_off.iter().find(|range| range.start < lowest) {
+            violated(
+                Rule::Wb02,
+                format!("{what} came upon {range:?}, and the one before had come to {lowest}"),
+            );
+        }
+        let (what, at_ns, left) = (what.to_owned(), self.bed.now_ns(), outcome.pages_written);
+        let last = HashMap::new();
+        let mut tail = Tail { what, mapping, at_ns, others, put_off, lowest, last, left, stopped };
+        for &(qid, extent) in &order.writes {
+            tail.note(self, qid, extent);
+        }
+        self.life.tail = Some(tail);
     }
 
     /// Everything rests: what complete passes had to write has been with the device since they began.
@@ -195,8 +302,57 @@ impl World {
             if tried < began && !is_excused {
                 violated(Rule::Wb02, format!("a pass was complete, and dirty page {page} wasn't written"));
             }
-            self.met_by_writes(Rule::Wb02);
+            if !self.life.doomed {
+                self.met_by_writes(Rule::Wb02);
+            }
         }
+    }
+}
+
+impl Tail {
+    /// The device gets a write of the pass.
+    fn note(&mut self, world: &mut World, qid: u16, extent: Extent) {
+        let Some(start) = extent.start.checked_sub(MAPPING_SPACE * self.mapping as u64) else { return };
+        if start >= MAPPING_SPACE {
+            return;
+        }
+        let end = start + extent.len;
+        if let Some(before) = self.last.insert(qid, extent) {
+            if before.end() > extent.start {
+                violated(Rule::Wb02, format!("{}: {extent:?} was written after {before:?}", self.what));
+            }
+            world.met_by_writes(Rule::Wb02);
+        }
+        if let Some(put_off) = self.put_off.iter().find(|range| start < range.end && range.start < end) {
+            violated(
+                Rule::Wb09,
+                format!("{} was told not to write {put_off:?} now, and {extent:?} was written", self.what),
+            );
+        }
+        if start < self.lowest {
+            violated(
+                Rule::Wb02,
+                format!(
+                    "{}: {extent:?} was written, and the one before had come to {}",
+                    self.what, self.lowest
+                ),
+            );
+        }
+        if self.lowest > 0 {
+            world.met_by_writes(Rule::Wb02Index);
+        }
+        let frames = extent.len.div_ceil(FRAME);
+        self.left = self.left.saturating_sub(frames);
+        let Some((last, dirty)) = &mut self.stopped else { return };
+        *last = end.next_multiple_of(FRAME).max(*last);
+        if self.left > 0 {
+            return;
+        }
+        let (lowest, setup) = (*last, &world.setup);
+        let next = dirty.iter().map(|&page| setup.file_offset_of(self.mapping, page));
+        // What was dirty, and comes behind, is where it can have stopped at the latest.
+        let highest = next.filter(|&start| start >= lowest).min().unwrap_or(u64::MAX);
+        world.life.cyclic[self.mapping] = Some(Cyclic { lowest, highest, others: self.others });
     }
 }
 

@@ -28,6 +28,8 @@ names! {
         Wb01 = "WB-01 ascending, once",
         /// A background pass ascends, and doesn't end before it has seen everything.
         Wb02 = "WB-02 background passes",
+        /// A cyclic pass goes on where the one before has stopped.
+        Wb02Index = "WB-02 goes on where it was",
         /// A sync writes only what was dirty when it began.
         Wb03 = "WB-03 dirty at the start only",
         /// Marks and states agree at rest.
@@ -82,6 +84,8 @@ names! {
         Wb44 = "WB-44 pages aren't torn",
         /// What a checkpoint calls durable is: changes below the oldest number, and what `flush_until` had to write.
         Wb45 = "WB-45 checkpoints",
+        /// `flush_until` writes what is older than it was asked for, and nothing else.
+        Wb45Only = "WB-45 older pages only",
         /// Everything ends, within the time that the options allow.
         Bounded = "everything ends",
     }
@@ -118,7 +122,7 @@ names! {
 /// Why a fault can't meet a check; `None` where it can, and then some run has to show it.
 #[must_use]
 pub fn out_of_reach(fault: Fault, rule: Rule) -> Option<&'static str> {
-    use Fault::{Flush, Nothing, Stopped};
+    use Fault::{Flush, Lost, Nothing, Stopped};
     match (fault, rule) {
         (Nothing, Rule::Wb22 | Rule::Wb23Told | Rule::Wb23Undurable | Rule::Wb23Apart) => {
             Some("no write has failed")
@@ -127,11 +131,17 @@ pub fn out_of_reach(fault: Fault, rule: Rule) -> Option<&'static str> {
         (Nothing, Rule::Wb25OldOrNew | Rule::Wb29Durable | Rule::Wb44) => {
             Some("it is a power cut that shows it")
         }
-        (Flush, Rule::Wb02 | Rule::Wb05Budget | Rule::Wb09) => Some("after a failed flush no pass begins"),
-        (Flush, Rule::Wb45) => Some("after a failed flush no checkpoint succeeds"),
+        (Flush, Rule::Wb02 | Rule::Wb02Index | Rule::Wb05Budget | Rule::Wb09) => {
+            Some("after a failed flush no pass begins")
+        }
+        (Lost, Rule::Wb02 | Rule::Wb02Index | Rule::Wb45Only) => {
+            Some("beside a command that is lost nothing counts as alone")
+        }
+        (Flush, Rule::Wb45 | Rule::Wb45Only) => Some("after a failed flush no checkpoint succeeds"),
         (Flush, Rule::Wb01 | Rule::Wb03 | Rule::Wb05 | Rule::Wb11) => {
             Some("after a failed flush a sync writes nothing")
         }
+        (Flush, Rule::Wb40) => Some("after a failed flush no page is written"),
         (Flush, Rule::Wb29Written | Rule::Wb29Flush | Rule::Wb23Undurable) => {
             Some("after a failed flush no sync succeeds")
         }
@@ -139,6 +149,7 @@ pub fn out_of_reach(fault: Fault, rule: Rule) -> Option<&'static str> {
             Stopped,
             Rule::Wb01
             | Rule::Wb02
+            | Rule::Wb02Index
             | Rule::Wb03
             | Rule::Wb05
             | Rule::Wb06
@@ -146,7 +157,8 @@ pub fn out_of_reach(fault: Fault, rule: Rule) -> Option<&'static str> {
             | Rule::Wb22
             | Rule::Wb23Apart
             | Rule::Wb40
-            | Rule::Wb41,
+            | Rule::Wb41
+            | Rule::Wb45Only,
         ) => Some("a device that has stopped carries no command out"),
         _ => None,
     }

@@ -6,6 +6,8 @@
 use foliant::{Error, Operation};
 use foliant_nvme_spec::{Status, StatusCode};
 
+use super::world::FailedPart;
+
 /// Whether a failed writeback is owed to a handle (WB-23).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Owed {
@@ -60,14 +62,31 @@ pub struct Circumstances {
     pub soft: bool,
     /// Pages may wait for a log.
     pub gated: bool,
-    /// It carries a log sequence number.
-    pub stamped: bool,
+    /// It carries a log sequence number, and a page of its range was perhaps stamped with a later one.
+    pub overtaken: bool,
+    /// Pages of 4096 bytes that it may dirty at once, if it asked not to wait.
+    pub asks_pages: u64,
+    /// Others were in flight that wait for dirty memory to shrink, or were dropped lately.
+    pub rivals: bool,
     /// A page was written lately.
     pub written: bool,
     /// Others were in flight, or held pins.
     pub company: bool,
     /// Any fault has struck.
     pub struck: bool,
+}
+
+impl Circumstances {
+    /// A command of its mapping has failed.
+    pub(crate) fn add(&mut self, part: FailedPart) {
+        match part {
+            FailedPart::Read => self.read_failed = true,
+            FailedPart::Write { put_off, .. } => {
+                self.write_failed = true;
+                self.put_off |= put_off;
+            }
+        }
+    }
 }
 
 /// Whether it is an error that tells of failed writeback: a sync that ends with another one leaves that to the next.
@@ -89,7 +108,7 @@ pub fn is_excused(error: &Error, lived: &Circumstances) -> bool {
         Error::NamespaceFailed { .. } => lived.latched,
         Error::CacheFull { .. } => lived.waited && (lived.company || lived.struck || lived.gated),
         Error::Gated { .. } => lived.waited && lived.gated,
-        Error::LsnBackwards { .. } => lived.stamped && lived.company,
+        Error::LsnBackwards { .. } => lived.overtaken,
         Error::PinnedTooLong { .. } => lived.waited && lived.company,
         // Nothing was written all the time, and what the largest request dirties didn't fit.
         Error::DirtyLimit { dirty_pages, limit_pages, .. } => {
@@ -100,7 +119,7 @@ pub fn is_excused(error: &Error, lived: &Circumstances) -> bool {
         }
         // It doesn't pass those who wait either.
         Error::Throttled { dirty_pages, limit_pages } => {
-            lived.tries && (lived.company || dirty_pages * 2 >= *limit_pages)
+            lived.tries && (lived.rivals || (dirty_pages + lived.asks_pages) * 2 >= *limit_pages)
         }
         Error::TryAgain { cause: Some(_), .. } => lived.put_off && lived.soft,
         // Of a callback.

@@ -3,6 +3,7 @@
 //! Operations are futures that the run polls when a step says so. Between two steps nothing happens, and what the
 //! device saw is taken in before any future is polled, so that the model knows at every poll what has happened.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,6 +15,7 @@ use super::content::{Moment, OpId, Page};
 use super::device_log::{DeviceLog, Extent};
 use super::logged::Log;
 use super::operations::{HandleId, HandleState, Op, index, newest};
+use super::passes::{Cyclic, Tail};
 use super::retries::Retries;
 use super::rules::{Fault, Faults, Met, Rule};
 use super::telling::Owed;
@@ -62,20 +64,42 @@ pub(crate) struct Quiet {
     pub clean: Vec<bool>,
     /// By page: perhaps poisoned when it began.
     pub poisoned: Vec<bool>,
-    /// The first page that was held exclusively at any time since it began.
-    pub held: Option<usize>,
+    /// Pages that were held exclusively at any time since it began.
+    pub held: Vec<usize>,
     /// Surely dirty when it began, and held by nobody.
     pub dirty: Vec<usize>,
     /// Writes: queue, range, and whether a fault failed it at once.
     pub writes: Vec<(u16, Extent)>,
 }
 
+/// A command that failed and was a part of what one page takes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Unsettled {
+    pub qid: u16,
+    pub mapping: usize,
+    pub part: FailedPart,
+    pub failed: Moment,
+}
+
+/// What such a command was.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum FailedPart {
+    Read,
+    /// A write, whether that may be tried again, and what its failure is worth.
+    Write {
+        put_off: bool,
+        owed: Owed,
+    },
+}
+
 /// What is true since the engine was started.
 #[derive(Debug, Default)]
 pub(crate) struct Life {
     pub began_ns: u64,
-    /// When a page was last written.
-    pub written_ns: u64,
+    /// When a page was last written, by its stripe.
+    pub written_ns: HashMap<(usize, u64), u64>,
+    /// Until when a write that was dropped may stand in line for dirty memory.
+    pub rival_left_ns: u64,
     pub struck: Faults,
     pub latched: bool,
     pub doomed: bool,
@@ -89,10 +113,16 @@ pub(crate) struct Life {
     pub sq_batches: u64,
     /// A shard may still be working on a sync whose future was dropped.
     pub sync_abandoned: bool,
-    /// Writes that failed where a page takes several commands: told when the queue is idle at the latest.
-    pub unsettled: Vec<(u16, usize, Owed, Moment)>,
+    /// Commands that failed where a page takes several: what the page ends with shows when the queue is idle at the latest.
+    pub unsettled: Vec<Unsettled>,
     /// Pages that complete passes had to write: mapping, page, and when the pass began.
     pub passed: Vec<(usize, usize, Moment)>,
+    /// Pages that were read ahead and had been read by somebody after the last read.
+    pub readahead_used: u64,
+    /// The last pass, if nothing has been asked for since: the device gets some of its writes only now.
+    pub tail: Option<Tail>,
+    /// By mapping: where its next cyclic pass begins, if that is known.
+    pub cyclic: [Option<Cyclic>; 2],
     /// Writes that failed in passing.
     pub retries: Retries,
 }
@@ -202,7 +232,7 @@ impl World {
                 self.advance_log(behind);
                 self.at_rest = was_at_rest && !self.setup.is_gated;
             }
-            Step::FlushUntil { on, behind } => self.flush_until(on, behind),
+            Step::FlushUntil { on, behind } => self.flush_until(on, behind, was_at_rest),
             Step::Oldest { on } => self.oldest_lsn(on),
             Step::Read { on, at, len } => self.read(on, at, len),
             Step::Scan { on, at, len } => {
