@@ -149,7 +149,10 @@ impl World {
         for (mapping, page) in self.pages_at(extent) {
             let oldest = self.mappings[mapping].pages[page].oldest_lsn;
             for op in self.ops.iter_mut().filter(|op| op.mapping == mapping) {
-                if let Kind::Checkpoint { wrote, .. } = &mut op.kind {
+                // Once a page: its first part may be all that it lacked, and then nothing is known of the others.
+                if let Kind::Checkpoint { wrote, .. } = &mut op.kind
+                    && wrote.iter().all(|(other, _)| *other != page)
+                {
                     wrote.push((page, oldest));
                 }
             }

@@ -4,7 +4,8 @@ use foliant::RetryPolicy;
 
 use super::Case;
 use super::case::Step::{
-    Abandon, Discard, Fault, Finish, Kill, Pin, PinMut, Read, Release, Settle, Sync, Time, Write,
+    Abandon, Discard, Fault, Finish, FlushUntil, Kill, Pin, PinMut, Read, Release, Settle, Sync, Time, Write,
+    WriteLsn,
 };
 use super::case::Trouble::{Lose, WriteFatal, Zeroes};
 use super::case::WriteCache::{None as NoCache, Volatile};
@@ -40,7 +41,19 @@ pub fn all() -> Vec<(&'static str, Case)> {
             "no sync succeeds over what a discard took out before its shard failed",
             read_lost_beside_a_discard(),
         ),
+        ("a checkpoint writes all parts of a page of which one failed", part_of_a_large_page_failed()),
     ]
+}
+
+fn part_of_a_large_page_failed() -> Case {
+    let setup = Setup { mdts: 1, background_percent: 29, readahead_bytes_max: 0, orders: [4, 0], ..PLAIN };
+    let steps = [
+        Fault(WriteFatal { skip: 0, times: 1, late_us: 0 }),
+        WriteLsn { on: 0, at: 0, len: 1 },
+        Settle,
+        FlushUntil { on: 0, behind: 0 },
+    ];
+    Case::new(setup, &steps)
 }
 
 fn read_lost_beside_a_discard() -> Case {
