@@ -35,7 +35,7 @@ use crate::shard::runner;
 use crate::shard::{Shard, ShardLimits};
 use crate::stats::EngineStats;
 use crate::table::{Extent, MappingTable};
-use crate::writeback::commit::Durability;
+use crate::writeback::commit::{Durability, WriteCache};
 use crate::writeback::throttle::DirtyLimits;
 
 /// What handles and the engine share.
@@ -201,10 +201,7 @@ impl Engine {
         let of_mirror = mirror_controller.as_ref().or(same.then_some(&controller));
         let mut mirror = of_mirror.map(|of| MirrorSide::new(&controller, of, same)).transpose()?;
         let shards = build_shards(&controller, of_mirror.zip(mirror.as_ref()), options, shards)?;
-        let volatile = controller.identity().volatile_write_cache;
-        let durability = controller.namespaces().iter();
-        let durability = durability.map(|ns| (ns.id(), Arc::new(Durability::new(ns.id(), volatile))));
-        let durability: BTreeMap<_, _> = durability.collect();
+        let durability: BTreeMap<_, _> = durabilities(&controller).collect();
         if let Some(mirror) = mirror.as_mut().filter(|_| same) {
             // Whoever flushes a namespace flushes it for all.
             mirror.durability.clone_from(&durability);
@@ -631,18 +628,26 @@ impl MirrorSide {
             true => 0,
             false => mirror.map_arena(primary.arena())?.0.wrapping_sub(primary.arena().iova().0),
         };
-        let volatile = identity.volatile_write_cache;
-        let durability = mirror.namespaces().iter();
-        let durability = durability.map(|ns| (ns.id(), Arc::new(Durability::new(ns.id(), volatile))));
         Ok(Self {
             on: if same { StreamId::Primary } else { StreamId::Mirror },
             namespaces: mirror.namespaces().to_vec(),
             write_zeroes: identity.write_zeroes,
             queue_entries: identity.queue_entries,
-            durability: durability.collect(),
+            durability: durabilities(mirror).collect(),
             iova_offset,
         })
     }
+}
+
+/// What is known of the durability of each of a controller's namespaces: nothing yet.
+fn durabilities(controller: &Controller) -> impl Iterator<Item = (u32, Arc<Durability>)> {
+    let identity = controller.identity();
+    let cache = match (identity.volatile_write_cache, identity.force_unit_access) {
+        (false, _) => WriteCache::None,
+        (true, false) => WriteCache::Flushed,
+        (true, true) => WriteCache::FlushedOrPassed,
+    };
+    controller.namespaces().iter().map(move |ns| (ns.id(), Arc::new(Durability::new(ns.id(), cache))))
 }
 
 /// Divides the arena among shards and builds them.

@@ -14,12 +14,22 @@ use foliant_nvme::CommandError;
 use crate::error::{Error, Result};
 use crate::reply::SlotId;
 
+/// Whether what a write completed may be lost with the power.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WriteCache {
+    /// It may not.
+    None,
+    /// Until a Flush.
+    Flushed,
+    /// Until a Flush, but for writes with FUA.
+    FlushedOrPassed,
+}
+
 /// What is known of a namespace's durability; shared by all shards and handles.
 #[derive(Debug)]
 pub(crate) struct Durability {
     namespace: u32,
-    /// Whether completed writes may still be in a volatile cache.
-    volatile_write_cache: bool,
+    cache: WriteCache,
     /// Writes that completed.
     written: AtomicU64,
     /// All writes up to this count are durable.
@@ -28,10 +38,10 @@ pub(crate) struct Durability {
 }
 
 impl Durability {
-    pub(crate) fn new(namespace: u32, volatile_write_cache: bool) -> Self {
+    pub(crate) fn new(namespace: u32, cache: WriteCache) -> Self {
         // A sync before the first write still flushes: whoever had the device before may have left writes.
         let (written, flushed) = (AtomicU64::new(1), AtomicU64::new(0));
-        Self { namespace, volatile_write_cache, written, flushed, failed: OnceLock::new() }
+        Self { namespace, cache, written, flushed, failed: OnceLock::new() }
     }
 
     /// A write without FUA completed. Called before its folios leave WRITEBACK, so that whoever sees them clean counts it.
@@ -46,12 +56,13 @@ impl Durability {
 
     /// Whether everything that has completed by now is durable already.
     pub(crate) fn is_settled(&self) -> bool {
-        !self.volatile_write_cache || self.flushed.load(Ordering::SeqCst) >= self.epoch()
+        self.cache == WriteCache::None || self.flushed.load(Ordering::SeqCst) >= self.epoch()
     }
 
-    /// Whether a write with FUA takes the place of a write and a Flush: there is a cache, and nothing else in it.
+    /// Whether a write with FUA takes the place of a write and a Flush: there is a cache that it passes, and nothing else
+    /// in it.
     pub(crate) fn prefers_fua(&self) -> bool {
-        self.volatile_write_cache && self.is_settled()
+        self.cache == WriteCache::FlushedOrPassed && self.is_settled()
     }
 
     fn settle(&self, epoch: u64) {
@@ -189,7 +200,7 @@ mod tests {
 
     #[test]
     fn wb21_syncs_that_wait_together_share_one_flush() {
-        let durability = Durability::new(1, true);
+        let durability = Durability::new(1, WriteCache::FlushedOrPassed);
         let mut group = CommitGroup::default();
         group.join(SlotId(0));
         group.join(SlotId(1));
@@ -202,7 +213,7 @@ mod tests {
 
     #[test]
     fn wb29_a_sync_that_arrives_during_a_flush_is_not_served_by_it_if_a_write_completed_since() {
-        let durability = Durability::new(1, true);
+        let durability = Durability::new(1, WriteCache::FlushedOrPassed);
         let mut group = CommitGroup::default();
         group.join(SlotId(0));
         let CommitStep::Flush { epoch } = group.step(&durability, 0) else { panic!("a flush is due") };
@@ -215,7 +226,7 @@ mod tests {
 
     #[test]
     fn wb29_no_flush_is_sent_when_a_later_one_has_succeeded() {
-        let durability = Durability::new(1, true);
+        let durability = Durability::new(1, WriteCache::FlushedOrPassed);
         let mut group = CommitGroup::default();
         group.join(SlotId(0));
         let CommitStep::Flush { epoch } = group.step(&durability, 0) else { panic!("a flush is due") };
@@ -227,7 +238,7 @@ mod tests {
 
     #[test]
     fn wb21_a_device_without_a_volatile_write_cache_needs_no_flush() {
-        let durability = Durability::new(1, false);
+        let durability = Durability::new(1, WriteCache::None);
         durability.write_completed();
         assert!(durability.is_settled());
     }

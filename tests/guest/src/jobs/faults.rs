@@ -9,8 +9,12 @@ use super::Job;
 use crate::context::Context;
 use crate::device;
 
-pub(super) const JOBS: &[(&str, Job)] =
-    &[("read_fails", read_fails), ("write_fails", write_fails), ("flush_fails", flush_fails)];
+pub(super) const JOBS: &[(&str, Job)] = &[
+    ("read_fails", read_fails),
+    ("write_fails", write_fails),
+    ("write_fails_in_passing", write_fails_in_passing),
+    ("flush_fails", flush_fails),
+];
 
 #[derive(Deserialize)]
 struct Faulty {
@@ -59,7 +63,21 @@ fn read_fails(context: &Context<'_>) {
     engine.close().expect("the engine closes");
 }
 
-/// A page that can't be written once: the sync says so, the page stays, and the next sync brings it down.
+/// A page that can't be written once: it is tried again, and the sync succeeds.
+fn write_fails_in_passing(context: &Context<'_>) {
+    let Faulty { address, page } = context.arguments();
+    let (engine, mapping) = open(&address);
+    mapping
+        .write_at(page * PAGE, &pattern::bytes(7, page * PAGE, PAGE as usize))
+        .expect("the cache takes a page");
+    mapping.sync().expect("the second try succeeds");
+    let stats = engine.stats();
+    assert_eq!((stats.command_retries, stats.dirty_pages), (1, 0));
+    engine.close().expect("the engine closes");
+}
+
+/// A page that can't be written, however often it is tried: the sync says so, the page stays, and the next sync brings it
+/// down.
 fn write_fails(context: &Context<'_>) {
     let Faulty { address, page } = context.arguments();
     let (engine, mapping) = open(&address);
