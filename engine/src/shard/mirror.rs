@@ -281,6 +281,16 @@ fn submit_part(
 }
 
 impl Shard {
+    /// A mapping was opened. What this shard can't write isn't in sync, whatever the labels say, which another shard reads.
+    pub(super) fn map_mirror(&mut self, open: &Arc<OpenMapping>) {
+        let Some(mirror) = &mut self.mirror else { return };
+        mirror.map(open);
+        if mirror.is_lost() {
+            let cause = MirrorCause::Lost("a shard lost it before the mapping was opened".into());
+            self.degrade_mirror(open.shape.slot, cause);
+        }
+    }
+
     /// The mirror's part of a step: completions, retries, and whatever the mirror lacks.
     pub(super) fn step_mirror(&mut self) -> bool {
         let progressed = self.take_mirror_completions();

@@ -417,9 +417,7 @@ impl Shard {
                 let number = mapping.shape.slot;
                 if self.mappings[number as usize].replace(mapping.clone()).is_none() {
                     self.gates_opened(&mapping);
-                    if let Some(mirror) = &mut self.mirror {
-                        mirror.map(&mapping);
-                    }
+                    self.map_mirror(&mapping);
                     self.open.push(OpenEntry { slot: number, poison: PoisonRetries::default() });
                 }
                 self.answer(slot, Ok(Grants::none()));
