@@ -239,6 +239,10 @@ impl Mapping {
         // From here on, until both are closed cleanly, neither label says that the two are equal.
         let open = |place| LabelAction::Write(label_of(place, numbers, LabelState::Open));
         self.engine.label(&at_primary, open(&at_primary)).await?;
+        let found = found.and_then(|()| match mirror.check_flushes() {
+            Err(Error::MirrorDegraded { cause }) => Err(cause),
+            _ => Ok(()),
+        });
         let found = match found {
             Ok(()) => self.engine.label(&at_mirror, open(&at_mirror)).await.map_err(|error| {
                 tracing::warn!(%error, "the label of a mirror can't be written");
@@ -303,7 +307,8 @@ impl Mapping {
         let Some(mirror) = &self.open.mirror else { return };
         let (at_primary, at_mirror) = places(&self.open, mirror);
         let clean = |place| LabelAction::Write(label_of(place, mirror.numbers(), LabelState::Clean));
-        let of_mirror = mirror.is_in_sync().then_some(&at_mirror);
+        let is_in_sync = mirror.is_in_sync() && mirror.check_flushes().is_ok();
+        let of_mirror = is_in_sync.then_some(&at_mirror);
         for place in of_mirror.into_iter().chain([&at_primary]) {
             // What was written is durable; a label that is missing costs a resynchronisation.
             if let Err(error) = self.engine.label(place, clean(place)).await {
@@ -388,7 +393,7 @@ impl Mapping {
     }
 
     /// Flushes each device of the mapping that holds completed writes in a volatile cache, both at once. What fails on
-    /// the mirror degrades that, and is no error.
+    /// the mirror degrades that, and is no error; that the mirror couldn't be asked is one.
     pub(crate) async fn commit_streams(&self) -> Result<()> {
         let of_mirror = self.open.mirror.as_ref().is_some_and(OpenMirror::needs_commit);
         if !of_mirror {
@@ -397,18 +402,41 @@ impl Mapping {
         let mut mirror = pin!(self.commit_mirror());
         let mut primary =
             pin!(async { if self.open.durability.is_settled() { Ok(()) } else { self.commit().await } });
-        let (mut mirror_done, mut answer) = (false, None);
-        std::future::poll_fn(|context| {
-            mirror_done = mirror_done || mirror.as_mut().poll(context).is_ready();
-            if answer.is_none()
+        let (mut of_mirror, mut of_primary) = (None, None);
+        let (of_mirror, of_primary) = std::future::poll_fn(|context| {
+            if of_mirror.is_none()
+                && let Poll::Ready(result) = mirror.as_mut().poll(context)
+            {
+                of_mirror = Some(result);
+            }
+            if of_primary.is_none()
                 && let Poll::Ready(result) = primary.as_mut().poll(context)
             {
-                answer = Some(result);
+                of_primary = Some(result);
             }
-            if mirror_done && answer.is_some() { Poll::Ready(()) } else { Poll::Pending }
+            if of_mirror.is_none() || of_primary.is_none() {
+                return Poll::Pending;
+            }
+            Poll::Ready((of_mirror.take().unwrap_or(Ok(())), of_primary.take().unwrap_or(Ok(()))))
         })
         .await;
-        answer.unwrap_or(Ok(()))
+        match of_mirror {
+            Err(Error::MirrorDegraded { cause }) => {
+                self.lose_unflushed(cause);
+                of_primary
+            }
+            result => of_primary.and(result),
+        }
+    }
+
+    /// The mirror wasn't flushed. Its shards have degraded it, unless they have dropped the mapping already.
+    fn lose_unflushed(&self, cause: MirrorCause) {
+        if let Some(mirror) = &self.open.mirror
+            && mirror.degrade(cause.clone(), 0)
+        {
+            let mapping = self.open.shape.slot;
+            tracing::error!(mapping, %cause, "a mirror is degraded: it wasn't flushed before its mapping was closed");
+        }
     }
 
     /// Before a mirrored mapping is closed: ends a resynchronisation that is under way, so that the close needn't wait for

@@ -267,10 +267,25 @@ impl OpenMirror {
         is_resyncing
     }
 
+    /// Whether its device can be relied on to keep what it is flushed.
+    pub(crate) fn check_flushes(&self) -> Result<()> {
+        check_flushes(&self.durability)
+    }
+
     /// Whether it holds completed writes that may be in a volatile cache.
     pub(crate) fn needs_commit(&self) -> bool {
         self.is_fed() && !self.durability.is_settled()
     }
+}
+
+/// Fails for ever after a Flush of a mirror's namespace has failed: of what it held then nobody knows what is durable.
+pub(crate) fn check_flushes(durability: &Durability) -> Result<()> {
+    durability.check().map_err(|error| match error {
+        Error::NamespaceFailed { source, .. } => {
+            Error::MirrorDegraded { cause: MirrorCause::Command { operation: Operation::Flush, source } }
+        }
+        error => error,
+    })
 }
 
 /// Where a label lies: on the block behind its range.

@@ -27,7 +27,7 @@ use super::{CHECK_NS, COMPLETION_BUDGET};
 use crate::cache::MAPPINGS_MAX;
 use crate::cache::shape::MappingShape;
 use crate::error::{Error, Operation};
-use crate::mirror::{MirrorCause, OnDegrade, OpenMirror, StreamId};
+use crate::mirror::{MirrorCause, OnDegrade, OpenMirror, StreamId, check_flushes};
 use crate::reply::{Grants, SlotId};
 use crate::shard::link::ShardLink;
 use crate::stats::bump;
@@ -458,8 +458,7 @@ impl Shard {
             }
         }
         for slot in waiting {
-            // What they cover is durable on the primary, or its own commit says why not.
-            self.answer(slot, Ok(Grants::none()));
+            self.answer(slot, Err(Error::MirrorDegraded { cause: cause.clone() }));
         }
         self.fail_labels_of_mirror(CommandError::Gone);
         self.end_finished_pairs();
@@ -487,14 +486,21 @@ impl Shard {
 
     // ---- commits ----------------------------------------------------------------------------------------
 
-    /// Flushes the mirror's cache for whoever waits (WB-21). What fails here degrades the mirror and nobody else.
+    /// Flushes the mirror's cache for whoever waits (WB-21). What fails here degrades the mirror and nobody else. Who asked
+    /// is told, since a mapping that is being closed isn't known here any more.
     pub(super) fn begin_mirror_commit(&mut self, slot: SlotId, open: &OpenMapping) {
-        let of_mapping = open.mirror.as_ref().filter(|mirror| mirror.needs_commit());
-        match (&mut self.mirror, of_mapping) {
-            (Some(mirror), Some(of_mapping)) if !mirror.is_lost() => {
-                mirror.commits_of(of_mapping).group.join(slot)
+        let Some(of_mapping) = open.mirror.as_ref().filter(|mirror| mirror.needs_commit()) else {
+            return self.answer(slot, Ok(Grants::none()));
+        };
+        if let Err(error) = of_mapping.check_flushes() {
+            return self.answer(slot, Err(error));
+        }
+        match &mut self.mirror {
+            Some(mirror) if !mirror.is_lost() => mirror.commits_of(of_mapping).group.join(slot),
+            _ => {
+                let cause = MirrorCause::Lost("a shard has lost it".into());
+                self.answer(slot, Err(Error::MirrorDegraded { cause }));
             }
-            _ => self.answer(slot, Ok(Grants::none())),
         }
     }
 
@@ -517,7 +523,7 @@ impl Shard {
                 CommitStep::Idle => {}
                 CommitStep::Settled => {
                     for slot in group.settled() {
-                        self.answer(slot, Ok(Grants::none()));
+                        self.answer(slot, check_flushes(durability).map(|()| Grants::none()));
                     }
                 }
                 CommitStep::Flush { epoch } => {
@@ -560,12 +566,12 @@ impl Shard {
                     }
                 }
                 for slot in group.ended(epoch, result, &commits.durability) {
-                    self.answer(slot, Ok(Grants::none()));
+                    self.answer(slot, check_flushes(&commits.durability).map(|()| Grants::none()));
                 }
             }
-            if commits.durability.check().is_err() {
+            if let Err(error) = check_flushes(&commits.durability) {
                 for slot in group.settled() {
-                    self.answer(slot, Ok(Grants::none()));
+                    self.answer(slot, Err(error.clone()));
                 }
             }
         }
