@@ -215,8 +215,8 @@ impl Mapping {
         let ours = |place: &LabelPlace, label: Option<MirrorLabel>| {
             label.filter(|label| label.is_of(place.start_bytes, place.len_bytes))
         };
-        let primary = ours(&at_primary, self.engine.read_label(&at_primary).await?);
-        let primary = primary.filter(|label| label.role == MirrorRole::Primary);
+        let here = ours(&at_primary, self.engine.read_label(&at_primary).await?);
+        let primary = here.filter(|label| label.role == MirrorRole::Primary);
         let (theirs, found) = match self.engine.read_label(&at_mirror).await {
             Ok(label) => {
                 let label = ours(&at_mirror, label);
@@ -227,8 +227,14 @@ impl Mapping {
                 (None, Err(MirrorCause::Lost(error.to_string().into())))
             }
         };
+        if let Some(label) = here
+            && label.is_stale_mirror(theirs.as_ref())
+        {
+            // The two are swapped: what is read would be old, and a resynchronisation would make everything old.
+            return Err(stale(&label));
+        }
         let mirror_was_alone = theirs.is_some_and(|label| {
-            label.state == LabelState::Alone && primary.is_some_and(|primary| primary.pair == label.pair)
+            label.state == LabelState::Alone && primary.is_none_or(|primary| primary.pair == label.pair)
         });
         let numbers = match primary {
             Some(label) => {

@@ -407,7 +407,23 @@ impl MirrorLabel {
     }
 }
 
-/// The error that a plain mapping of a mirror gets when that may be stale.
+impl MirrorLabel {
+    /// Whether this is the label of a mirror that isn't known to hold what its primary holds, and that nobody has accepted;
+    /// `other` is the label of the range that is going to be its other half.
+    pub(crate) fn is_stale_mirror(&self, other: Option<&Self>) -> bool {
+        let knows_more = |other: &Self| {
+            (other.role, other.pair) == (MirrorRole::Primary, self.pair) && Self::judge(Some(other), Some(self)).is_err()
+        };
+        self.role == MirrorRole::Mirror
+            && match self.state {
+                LabelState::Open => true,
+                LabelState::Clean => other.is_some_and(knows_more),
+                LabelState::Alone => false,
+            }
+    }
+}
+
+/// The error that a mapping of a mirror gets when that may be stale.
 pub(crate) fn stale(label: &MirrorLabel) -> Error {
     Error::MirrorStale { label: *label }
 }
