@@ -604,7 +604,10 @@ impl Mapping {
             None => None,
         };
         let slot = self.open.shape.slot;
-        self.open.closed.store(true, Ordering::SeqCst);
+        // Of several that close it at once one does: another's failure mustn't open again what has been closed.
+        if self.open.closed.swap(true, Ordering::SeqCst) {
+            return Err(Error::Closed);
+        }
         let closed = self.ask_shards(|_| true, || Request::Close { mapping: slot }).await;
         match closed {
             Ok(_) => {

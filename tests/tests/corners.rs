@@ -331,3 +331,29 @@ fn the_longest_flush_interval_is_no_overflow() {
     bed.advance(Duration::from_secs(1000));
     bed.run(mapping.sync_async()).unwrap();
 }
+
+#[test]
+fn a_mapping_that_two_handles_close_at_once_is_closed_once_and_stays_closed() {
+    for shards in [1, 2] {
+        let mut bed = Bed::new(ram(), EngineOptions { shards, ..options(64 * shards as u64) });
+        let mapping = bed.open(&range(0, 8 * MIB));
+        bed.run(mapping.write_at_async(0, &[7; 4096])).unwrap();
+        let mut closes: Vec<_> = (0..2).map(|_| Some(Box::pin(mapping.clone().close_async()))).collect();
+        let mut results = Vec::new();
+        for _ in 0..1000 {
+            for close in &mut closes {
+                if let Some(Poll::Ready(result)) = close.as_mut().map(|close| once(close.as_mut())) {
+                    results.push(result);
+                    *close = None;
+                }
+            }
+            bed.step();
+        }
+        assert_eq!(results.len(), 2);
+        assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
+        let again = bed.open(&range(0, 8 * MIB));
+        let error = bed.run(mapping.write_at_async(0, &[8; 4096])).unwrap_err();
+        assert!(matches!(error, Error::Closed), "two caches of the same range: {error}");
+        assert_eq!(first_byte(&mut bed, &again), 7);
+    }
+}

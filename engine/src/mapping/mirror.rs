@@ -349,6 +349,8 @@ impl Mapping {
             return refuse("a resynchronisation is under way already");
         }
         let _turn = self.take_turn().await?;
+        // Closed while it waited, the range may be somebody else's.
+        self.check_open()?;
         mirror.durability.check()?;
         if mirror.numbers().mirror_was_alone {
             return refuse(
