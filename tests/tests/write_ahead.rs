@@ -574,6 +574,31 @@ fn wb40_the_reserve_of_a_log_with_large_pages_is_not_broken_up() {
     }
 }
 
+#[test]
+fn wb40_a_page_that_is_laid_beside_its_neighbour_does_not_break_up_the_reserve() {
+    let mut bed = Bed::new(EmulatedConfig::ram(SIZE, 512), options(64));
+    let gate = bed.engine().gate("wal");
+    let log = bed.open(&MappingOptions { page_bytes: 16_384, ..log_options(&gate) });
+    let data = bed.open(&MappingOptions { readahead_bytes_max: 0, ..data_options(&gate) });
+    // Frame 55 is free, and the reserve: the two blocks of four behind it.
+    let mut pins = Vec::new();
+    for page in 0..55 {
+        pins.push(bed.run(data.pin_async(page)).unwrap());
+    }
+    // The frame beside its neighbour's, as the pages lie, would be the first of the reserve.
+    pins.push(bed.run(data.pin_async(56)).unwrap());
+    let mut records = Vec::new();
+    for page in 0..2 {
+        let mut pin = Box::pin(log.pin_async(page));
+        assert!(bed.poll_once(pin.as_mut()).is_pending());
+        bed.settle();
+        let Poll::Ready(pin) = bed.poll_once(pin.as_mut()) else {
+            panic!("no frames side by side for page {page} of the log")
+        };
+        records.push(pin.unwrap());
+    }
+}
+
 fn boxed<'a, T>(future: impl Future<Output = foliant::Result<T>> + 'a) -> BoxedResult<'a, T> {
     Box::pin(future)
 }

@@ -81,14 +81,23 @@ impl FreeFrames {
         Some(FrameId(block))
     }
 
-    /// Takes the block of `order` that begins at `frame`, if that is aligned to it and all of it is free.
-    pub(crate) fn take_at(&mut self, headers: &[FolioHeader], frame: u32, order: FolioOrder) -> bool {
+    /// Takes the block of `order` that begins at `frame`, if that is aligned to it and all of it is free, and no block of
+    /// `large` is broken up for it of which only `kept` are left.
+    pub(crate) fn take_at(
+        &mut self,
+        headers: &[FolioHeader],
+        (frame, order): (u32, FolioOrder),
+        (large, kept): (FolioOrder, usize),
+    ) -> bool {
         let fits = frame.is_multiple_of(order.pages() as u32) && frame < self.frames;
         let mut around = (order.0..=FolioOrder::MAX.0)
             .map(|at| (frame & !((1 << at) - 1), FolioOrder(at)))
             .filter(|&(block, at)| headers[block as usize].is_free_block(at));
-        let Some(block) = fits.then(|| around.next()).flatten() else { return false };
-        self.carve(headers, block, frame, order);
+        let Some((block, whole)) = fits.then(|| around.next()).flatten() else { return false };
+        if order < large && whole >= large && self.blocks(large) <= kept {
+            return false;
+        }
+        self.carve(headers, (block, whole), frame, order);
         true
     }
 
@@ -233,7 +242,7 @@ mod tests {
                         let possible = u64::from(frame) % order.pages() == 0
                             && end <= u64::from(frames)
                             && used[frame as usize..end as usize].iter().all(|&used| !used);
-                        prop_assert_eq!(free.take_at(&headers, frame, order), possible);
+                        prop_assert_eq!(free.take_at(&headers, (frame, order), (FolioOrder(0), 0)), possible);
                         possible.then_some(FrameId(frame))
                     };
                     let Some(FrameId(frame)) = block else { continue };

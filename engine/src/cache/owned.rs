@@ -34,6 +34,8 @@ pub(crate) struct ShardCache {
     pub tree: TagTree,
     pub shard: usize,
     free: FreeFrames,
+    /// Blocks of an order that aren't broken up for the sake of a good place: the reserve of logs.
+    reserve: (FolioOrder, usize),
     /// Where the eviction clock stands.
     hand: u32,
     /// What was evicted lately.
@@ -71,7 +73,8 @@ impl ShardCache {
         };
         let free = FreeFrames::new(&shared.headers);
         let (shared, shadows) = (Arc::new(shared), Shadows::new(count));
-        Ok(Self { shared, tree, shard, free, hand: 0, shadows, evicted: 0, splits: 0 })
+        let reserve = (FolioOrder(0), 0);
+        Ok(Self { shared, tree, shard, free, reserve, hand: 0, shadows, evicted: 0, splits: 0 })
     }
 
     /// Bytes beside the frames that don't depend on what is cached; tag nodes in use come on top.
@@ -95,6 +98,11 @@ impl ShardCache {
     /// Whether these folios can be installed so that so many blocks of another order are left.
     pub(crate) fn spares(&self, folios: (FolioOrder, usize), kept: (FolioOrder, usize)) -> bool {
         self.free.spares(folios, kept)
+    }
+
+    /// From now on so many blocks of an order are kept whole where a folio could as well lie elsewhere.
+    pub(crate) fn keep_whole(&mut self, reserve: (FolioOrder, usize)) {
+        self.reserve = reserve;
     }
 
     /// The frame that holds `page`, exactly: filled or not.
@@ -133,7 +141,8 @@ impl ShardCache {
     /// carries is one piece of memory.
     ///
     /// The first page of a leaf goes to its place in a block of frames as large as the leaf, as long as there are plenty.
-    /// Nothing is kept for its neighbours: when no such block is left, others take the frames between.
+    /// Nothing is kept for its neighbours: when no such block is left, others take the frames between. Nor is the reserve
+    /// broken up for a better place: whoever counted on fragments gets those.
     fn take_frames(&mut self, shape: &MappingShape, first: u64, order: FolioOrder) -> Option<FrameId> {
         const LEAF_ORDER: FolioOrder = FolioOrder(LEAF_PAGES.trailing_zeros() as u8);
         let headers = &self.shared.headers;
@@ -151,7 +160,8 @@ impl ShardCache {
                     self.free.untouched(LEAF_ORDER, spared).map(|block| block + slot)
                 }
             };
-            if let Some(wanted) = wanted.filter(|&wanted| self.free.take_at(headers, wanted, order)) {
+            let reserve = self.reserve;
+            if let Some(wanted) = wanted.filter(|&at| self.free.take_at(headers, (at, order), reserve)) {
                 return Some(FrameId(wanted));
             }
         }

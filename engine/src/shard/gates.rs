@@ -114,6 +114,7 @@ impl Shard {
         if mapping.gates.log_of.is_some() {
             self.gates.logs += 1;
             self.gates.log_order = self.gates.log_order.max(mapping.shape.order);
+            self.keep_reserve_whole();
         }
         if mapping.gates.gate.is_some() {
             self.cache.shared.gated.insert(mapping.shape.slot);
@@ -126,6 +127,7 @@ impl Shard {
         if self.gates.logs == 0 {
             self.gates.log_order = FolioOrder(0);
         }
+        self.keep_reserve_whole();
         self.gates.holds.retain(|hold| hold.mapping != slot);
         self.cache.shared.gated.remove(slot);
         self.cache.shared.lsns.mapping_closed(slot);
@@ -146,6 +148,11 @@ impl Shard {
     pub(super) fn frames_reserved(&self) -> usize {
         let whole = || self.gates.reserve_frames.next_multiple_of(self.gates.log_order.pages() as usize);
         if self.gates.has_logs() { whole() } else { 0 }
+    }
+
+    fn keep_reserve_whole(&mut self) {
+        let log = self.gates.log_order;
+        self.cache.keep_whole((log, self.frames_reserved() / log.pages() as usize));
     }
 
     /// Whether somebody else than a log can have these folios without breaking up a block of the reserve: where a log's page
