@@ -324,11 +324,11 @@ impl Engine {
                 options.namespace
             ));
         }
-        if options.mirror.is_some() && start + len_bytes + block > capacity {
+        if options.mirror.is_some() && start + capacity_bytes + block > capacity {
             return wrong(format!(
                 "a mirrored mapping needs a block behind its range for its label, and bytes {start}..{} reach the end of \
                  namespace {}; the most that can be mirrored are {} bytes",
-                start + len_bytes,
+                start + capacity_bytes,
                 options.namespace,
                 mirror::rest_of(capacity, start, block)
             ));
