@@ -22,6 +22,10 @@
 //! | crash, power cut, dropped without close | Open | Open | no |
 //! | either range opened as a plain mapping | Alone | or Alone | no |
 //!
+//! "In sync" is what the mirror's label and the primary's say; a shard that can't write the mirror, or a flush of it that has
+//! failed, makes it degraded all the same. A range whose label says that it is a mirror is opened as a primary, with or
+//! without a mirror of its own, only where it was in sync or is accepted.
+//!
 //! So a mirror that was lost needn't be told that it is stale, which it couldn't be: whatever it says, it can't say Clean
 //! with the primary's generation.
 

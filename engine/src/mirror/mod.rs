@@ -412,7 +412,8 @@ impl MirrorLabel {
     /// `other` is the label of the range that is going to be its other half.
     pub(crate) fn is_stale_mirror(&self, other: Option<&Self>) -> bool {
         let knows_more = |other: &Self| {
-            (other.role, other.pair) == (MirrorRole::Primary, self.pair) && Self::judge(Some(other), Some(self)).is_err()
+            (other.role, other.pair) == (MirrorRole::Primary, self.pair)
+                && Self::judge(Some(other), Some(self)).is_err()
         };
         self.role == MirrorRole::Mirror
             && match self.state {
