@@ -130,6 +130,44 @@ fn no_change_is_lost_and_no_page_torn_on_a_file() {
     stress(config, 2, 64, seed());
 }
 
+/// Pieces that end in the middle of pages, each thread's beside the others': one appends to the folio whose next page another
+/// wants to change.
+#[test]
+fn threads_that_append_beside_each_other_are_all_served() {
+    const PIECE: usize = 40_000;
+    const LEN: u64 = 6 << 20;
+    for round in 0..40u8 {
+        let device = EmulatedController::new(EmulatedConfig::ram(16 << 20, 512)).unwrap();
+        let options = EngineOptions { cache_bytes: 8 << 20, shards: 1, ..EngineOptions::default() };
+        let engine = Engine::open_on(device.attach().unwrap(), &options).unwrap();
+        let mapping = engine.mapping(&MappingOptions::default()).unwrap();
+        std::thread::scope(|scope| {
+            for thread in 0..3 {
+                let mapping = &mapping;
+                scope.spawn(move || {
+                    for offset in (0..LEN).step_by(PIECE).skip(thread).step_by(3) {
+                        let len = PIECE.min((LEN - offset) as usize);
+                        mapping
+                            .write_at(offset, &vec![round.wrapping_add((offset % 251) as u8); len])
+                            .unwrap();
+                    }
+                });
+            }
+        });
+        let mut piece = vec![0; PIECE];
+        for offset in (0..LEN).step_by(PIECE) {
+            let len = PIECE.min((LEN - offset) as usize);
+            mapping.read_at(offset, &mut piece[..len]).unwrap();
+            assert!(
+                piece[..len].iter().all(|&byte| byte == round.wrapping_add((offset % 251) as u8)),
+                "at {offset}"
+            );
+        }
+        drop(mapping);
+        engine.close().unwrap();
+    }
+}
+
 #[test]
 fn a_cache_full_of_pins_is_an_error_by_deadline_and_recovers() {
     let options = EngineOptions {

@@ -35,6 +35,9 @@ pub(crate) struct Ticket {
     pub want: Want,
     /// Pages that it waits for.
     pub pending: u32,
+    /// It stands among the deferred requests, and has nothing of what it asked for: it isn't complete though it waits for no
+    /// page.
+    pub begins_anew: bool,
     pub grants: Grants,
     pub error: Option<Error>,
     pub since_ns: u64,
@@ -54,8 +57,19 @@ impl Ticket {
     ) -> Self {
         let grants = Grants { hold: want.hold(), ..Grants::none() };
         debug_assert!(count as usize <= GRANTS_MAX);
-        let (pending, error, reservation) = (0, None, None);
-        Self { mapping, first, count, want, pending, grants, error, since_ns, pacing, reservation }
+        Self {
+            mapping,
+            first,
+            count,
+            want,
+            pending: 0,
+            begins_anew: false,
+            grants,
+            error: None,
+            since_ns,
+            pacing,
+            reservation: None,
+        }
     }
 
     /// Grants `pages` pages of one folio that are held together; exclusively, with their reservation.
@@ -211,6 +225,7 @@ impl Shard {
             return Begun::NoFrames;
         }
         self.frames_needed = 0;
+        self.ticket(slot).begins_anew = false;
         self.install_missing(slot, &mapping, first, count, want);
         self.finish_if_complete(slot);
         Begun::Yes
@@ -560,7 +575,7 @@ impl Shard {
             }
             ticket.pending -= 1;
             if restarts {
-                self.deferred.push_back(slot);
+                self.begin_anew(slot);
             } else {
                 self.finish_if_complete(slot);
             }
@@ -629,14 +644,20 @@ impl Shard {
                 0,
                 "who waits for a filled folio waits for it alone"
             );
-            shard.deferred.push_back(slot);
+            shard.begin_anew(slot);
         });
+    }
+
+    /// A request that waits for nothing any more, and has got nothing, is begun again in its turn.
+    fn begin_anew(&mut self, slot: SlotId) {
+        self.ticket(slot).begins_anew = true;
+        self.deferred.push_back(slot);
     }
 
     fn finish_if_complete(&mut self, slot: SlotId) {
         let Some(ticket) = &self.tickets[slot.0 as usize] else { return };
         // `try_begin_pages` finishes by itself what is complete at once.
-        if ticket.pending > 0 {
+        if ticket.pending > 0 || ticket.begins_anew {
             return;
         }
         let Some(ticket) = self.tickets[slot.0 as usize].take() else { return };
