@@ -73,10 +73,65 @@ pub fn answer(effort: Effort) -> Result<Answer> {
     let bed = Bed::new()?;
     let rounds = effort.rounds(9);
     let touches = touch_race(&bed, rounds)?;
+    let dependent = dependent_race(&bed, rounds)?;
     let reads = read_race(&bed, rounds)?;
     let writes = write_race(&bed, rounds)?;
+    let beside = |race: &[Timed], one: &str, other: &str| -> Result<Option<f64>> {
+        Ok(Some(named(race, one)?.ratio_to(named(race, other)?)))
+    };
+    let bare = "bare memory (our frames)";
+    let (read_at, write_at) = ("foliant read_at", "foliant write_at, page dirty already");
+    let memcpy = ["memcpy (our frames)", "memcpy to our frames"];
+    let times = "times as long";
+    let mut targets = vec![
+        Target::new(
+            "pin, touch, release beside the bare touch",
+            times,
+            Limit::AtMost(2.5),
+            beside(&touches, "foliant pin", bare)?,
+        ),
+        Target::new(
+            "read_with beside the bare touch",
+            times,
+            Limit::AtMost(1.7),
+            beside(&touches, "foliant read_with", bare)?,
+        ),
+        Target::new(
+            "quick_cache get beside pin",
+            times,
+            Limit::AtLeast(2.0),
+            beside(&touches, "quick_cache get", "foliant pin")?,
+        ),
+        Target::new(
+            "foyer get beside pin",
+            times,
+            Limit::AtLeast(10.0),
+            beside(&touches, "foyer get", "foliant pin")?,
+        ),
+        Target::new(
+            "moka get beside pin",
+            times,
+            Limit::AtLeast(10.0),
+            beside(&touches, "moka get", "foliant pin")?,
+        ),
+        Target::new("read_at beside memcpy", times, Limit::AtMost(1.25), beside(&reads, read_at, memcpy[0])?),
+        Target::new("pread beside read_at", times, Limit::AtLeast(1.7), beside(&reads, "pread", read_at)?),
+        Target::new(
+            "write_at beside memcpy",
+            times,
+            Limit::AtMost(1.25),
+            beside(&writes, write_at, memcpy[1])?,
+        ),
+        Target::new(
+            "pwrite beside write_at",
+            times,
+            Limit::AtLeast(1.7),
+            beside(&writes, "pwrite", write_at)?,
+        ),
+    ];
     let mut tables = vec![
         table("touch one word of a page, in place", &touches),
+        table("the same, each page named by the word before", &dependent),
         table("copy a page out", &reads),
         table("copy a page in", &writes),
     ];
@@ -87,7 +142,9 @@ pub fn answer(effort: Effort) -> Result<Answer> {
         "quick_cache, foyer and moka hold an Arc<[u8]> a page; a get hands out a reference and copies nothing".into(),
     ];
     if std::thread::available_parallelism()?.get() >= 2 {
-        tables.push(two_thread_table(&bed, rounds)?);
+        let (table, scaling) = two_threads(&bed, rounds)?;
+        tables.push(table);
+        targets.extend(scaling);
         notes.push(
             "two threads: 2.0 is perfect scaling; threads are pinned to two cores, and a core that other \
                     programs use at the same time hides contention"
@@ -96,8 +153,6 @@ pub fn answer(effort: Effort) -> Result<Answer> {
     } else {
         notes.push("two threads were not measured: this process may use one core only".into());
     }
-    let faster = named(&reads, "pread")?.ratio_to(&reads[0]);
-    let targets = vec![Target::new("pread over read_at", "times as long", Limit::AtLeast(1.0), Some(faster))];
     Ok(Answer { question: "hits", rounds, tables, targets, notes })
 }
 
@@ -109,6 +164,9 @@ fn touch_race(bed: &Bed, rounds: usize) -> Result<Vec<Timed>> {
         rounds,
         &mut [
             Contestant::new("foliant pin", || ns_per_step(steps, |step| pin_word(&bed.mapping, step))),
+            Contestant::new("foliant read_with", || {
+                ns_per_step(steps, |step| read_with_word(&bed.mapping, step))
+            }),
             Contestant::new("quick_cache get", || {
                 ns_per_step(steps, |step| {
                     let page = crates.quick.get(&step.page).ok_or_else(lost)?;
@@ -215,7 +273,7 @@ fn write_race(bed: &Bed, rounds: usize) -> Result<Vec<Timed>> {
                     Ok(())
                 })
             }),
-            Contestant::new("memcpy (our frames)", || {
+            Contestant::new("memcpy to our frames", || {
                 let mut pins = bed.pin_all_mut()?;
                 let mut pages: Vec<&mut [u8]> = pins.iter_mut().map(|pin| &mut **pin).collect();
                 copy_in(&mut |step, data| {
@@ -227,14 +285,15 @@ fn write_race(bed: &Bed, rounds: usize) -> Result<Vec<Timed>> {
     )
 }
 
-/// The same call by one thread and by two at once.
-fn two_thread_table(bed: &Bed, rounds: usize) -> Result<Table> {
+/// The same call by one thread and by two at once, and what the two are to reach.
+fn two_threads(bed: &Bed, rounds: usize) -> Result<(Table, Vec<Target>)> {
     let mapping = &bed.mapping;
     let touches = [&bed.touches[..], &walk::random(PAGES, TOUCH_PASSES, 3)[..]];
     let copies = [&bed.copies[..], &walk::random(PAGES, 1, 4)[..]];
     let hot: Vec<Step> = touches[0].iter().map(|step| Step { page: 7, ..*step }).collect();
     let hot = [&hot[..], &hot[..]];
     let pin = |step: Step| pin_word(mapping, step);
+    let look = |step: Step| read_with_word(mapping, step);
     let read_at = |step: Step| {
         let mut buffer = [0; PAGE];
         mapping.read_at(step.page_start() as u64, &mut buffer)?;
@@ -254,23 +313,66 @@ fn two_thread_table(bed: &Bed, rounds: usize) -> Result<Table> {
             Contestant::new("foliant read_at, two threads", || on_cores(copies, read_at)),
             Contestant::new("pread", || on_cores([copies[0]], pread)),
             Contestant::new("pread, two threads", || on_cores(copies, pread)),
+            Contestant::new("foliant read_with", || on_cores([touches[0]], look)),
+            Contestant::new("foliant read_with, two threads", || on_cores(touches, look)),
             Contestant::new("foliant pin, one page for all", || on_cores([hot[0]], pin)),
             Contestant::new("foliant pin, one page for all, two threads", || on_cores(hot, pin)),
+            Contestant::new("foliant read_with, one page for all", || on_cores([hot[0]], look)),
+            Contestant::new("foliant read_with, one page for all, two threads", || on_cores(hot, look)),
         ],
     )?;
+    let scaling = |pair: &[Timed]| 2.0 * pair[0].ratio_to(&pair[1]);
     let rows = timed.chunks_exact(2).map(|pair| {
-        let (one, two) = (&pair[0], &pair[1]);
-        let scaling = 2.0 * one.ratio_to(two);
-        Row::new(
-            one.name,
-            vec![Cell::Figure(one.median()), Cell::Figure(two.median()), Cell::Figure(scaling)],
-        )
+        let cells = [pair[0].median(), pair[1].median(), scaling(pair)];
+        Row::new(pair[0].name, cells.map(Cell::Figure).to_vec())
     });
-    Ok(Table {
+    let table = Table {
         title: "two threads".into(),
         columns: vec!["ns, one thread", "ns, each of two", "scaling"],
         rows: rows.collect(),
-    })
+    };
+    let wanted =
+        [("foliant pin", 1.8), ("foliant read_with", 1.8), ("foliant read_with, one page for all", 1.7)];
+    let targets = wanted.map(|(name, least)| {
+        let measured = timed.chunks_exact(2).find(|pair| pair[0].name == name).map(scaling);
+        Target::new(format!("two threads, {name}"), "times one", Limit::AtLeast(least), measured)
+    });
+    Ok((table, targets.to_vec()))
+}
+
+/// Touches of which each takes its place from the value before it: the whole latency of an access, nothing overlaps.
+fn dependent_race(bed: &Bed, rounds: usize) -> Result<Vec<Timed>> {
+    let steps = &bed.copies[..];
+    let map = bed.file.map();
+    // Nobody but us knows that it is always 0.
+    let none = black_box(0);
+    let chase = |touch: &mut dyn FnMut(Step) -> Result<u64>| {
+        let mut at = 0;
+        ns_per_step(steps, |_| {
+            let value = touch(steps[at])?;
+            at += 1 + (value as usize & none);
+            Ok(value)
+        })
+    };
+    race(
+        rounds,
+        &mut [
+            Contestant::new("foliant pin", || chase(&mut |step| pin_word(&bed.mapping, step))),
+            Contestant::new("foliant read_with", || chase(&mut |step| read_with_word(&bed.mapping, step))),
+            Contestant::new("quick_cache get", || {
+                chase(&mut |step| {
+                    let page = bed.crates.quick.get(&step.page).ok_or_else(lost)?;
+                    Ok(word(&page, step.within as usize))
+                })
+            }),
+            Contestant::new("mmap of the file", || chase(&mut |step| Ok(word(map, step.word_start())))),
+            Contestant::new("bare memory (our frames)", || {
+                let pins = bed.pin_all()?;
+                let pages: Vec<&[u8]> = pins.iter().map(|pin| &**pin).collect();
+                chase(&mut |step| Ok(word(pages[step.page as usize], step.within as usize)))
+            }),
+        ],
+    )
 }
 
 /// Walks each of `walks` on a core of its own, all at once; returns the mean processor time of a step.
@@ -291,6 +393,12 @@ fn on_cores<const N: usize>(walks: [&[Step]; N], visit: impl Fn(Step) -> Result<
         threads.into_iter().map(join).collect::<Result<Vec<f64>>>()
     })?;
     Ok(figures.iter().sum::<f64>() / N as f64)
+}
+
+#[inline]
+fn read_with_word(mapping: &Mapping, step: Step) -> Result<u64> {
+    let seen = mapping.read_with(u64::from(step.page), |page| page.read(step.within as usize))?;
+    Ok(seen.map_or(0, u64::from_ne_bytes))
 }
 
 #[inline]

@@ -15,6 +15,7 @@ use crate::cache::eof::FileEnd;
 use crate::cache::folio::{FolioKey, FrameId};
 use crate::cache::frames::{FrameMemory, PAGE_BYTES};
 use crate::cache::owned::ShardCache;
+use crate::cache::published;
 use crate::cache::shape::{MappingShape, Stability};
 use crate::cache::tags::TagTree;
 use crate::device;
@@ -200,6 +201,7 @@ impl Engine {
         }
         let of_mirror = mirror_controller.as_ref().or(same.then_some(&controller));
         let mut mirror = of_mirror.map(|of| MirrorSide::new(&controller, of, same)).transpose()?;
+        published::prepare();
         let shards = build_shards(&controller, of_mirror.zip(mirror.as_ref()), options, shards)?;
         let durability: BTreeMap<_, _> = durabilities(&controller).collect();
         if let Some(mirror) = mirror.as_mut().filter(|_| same) {

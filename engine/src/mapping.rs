@@ -3,6 +3,7 @@
 mod checkpoint;
 mod length;
 pub(crate) mod mirror;
+pub(crate) mod optimistic;
 mod readahead;
 mod try_again;
 
@@ -13,9 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
 
+use crate::cache::SharedHold;
 use crate::cache::balance::ReservedPages;
 use crate::cache::errseq::ErrorCursor;
-use crate::cache::folio::{Access, FolioOrder, FrameId};
+use crate::cache::folio::{Access, FolioKey, FolioOrder, FrameId, ReadAhead};
 use crate::cache::frames::PAGE_BYTES;
 use crate::cache::lsn::Lsn;
 use crate::cache::shape::Stability;
@@ -271,8 +273,16 @@ impl Mapping {
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at).
-    #[inline]
+    #[inline(always)]
     pub fn pin(&self, page: u64) -> Result<PagePin<'_>> {
+        match self.pin_in_use(page) {
+            Some(pin) => Ok(pin),
+            None => self.pin_any(page),
+        }
+    }
+
+    #[inline(never)]
+    fn pin_any(&self, page: u64) -> Result<PagePin<'_>> {
         self.check_page(page)?;
         match self.try_pin(page) {
             Some(pin) => {
@@ -639,6 +649,26 @@ impl Mapping {
         page << self.open.shape.order.0
     }
 
+    /// Pins a page as most are pinned: a whole one, a folio by itself, in use already. The shortest way; where it ends the
+    /// caller goes another. Inlined by force: a pin that is handed over in memory makes the processor wait for the stores
+    /// to get there, and so for every load before them.
+    #[inline(always)]
+    fn pin_in_use(&self, page: u64) -> Option<PagePin<'_>> {
+        let order = self.open.shape.order;
+        let first = self.first(page);
+        let link = self.link(first);
+        let (frame, folio, slot) = link
+            .cache
+            .pin_published(FolioKey::new(self.open.shape.slot, first % FolioKey::PAGES_MAX), order)?;
+        // The length as it is now that the page is held, as for any pin; a close waits for whoever came before it.
+        if !self.has_whole(page) {
+            link.after_release(folio.unpublish(slot));
+            return None;
+        }
+        link.hits.read(1);
+        Some(PagePin { link, folio, frame, len_bytes: PAGE_BYTES << order.0, slot: Some(slot) })
+    }
+
     /// Pins a page to be kept: only one that is a folio by itself, since its holder may ask for the next one.
     #[inline]
     fn try_pin(&self, page: u64) -> Option<PagePin<'_>> {
@@ -646,18 +676,12 @@ impl Mapping {
         let (link, key) = (self.link(first), self.open.shape.key(first));
         let frame = link.cache.index.find(&link.cache.headers, key)?;
         match link.cache.try_pin(frame, key) {
-            Ok((place, found)) if place.order == self.open.shape.order => {
-                if found.any() {
-                    self.met(link, first, place, found);
+            Ok(hold) => {
+                if hold.found.any() {
+                    self.met(link, first, hold.place, hold.found);
                 }
-                Some(self.shared_pin(link, first, frame, place.order.pages()))
-            }
-            Ok((place, found)) => {
-                if found.any() {
-                    self.met(link, first, place, found);
-                }
-                link.after_release(link.cache.folio(place.head).unpin());
-                None
+                let pin = self.shared_pin(link, (first, self.open.shape.order.pages()), frame, hold);
+                (hold.place.order == self.open.shape.order).then_some(pin)
             }
             Err(released) => {
                 link.after_release(released);
@@ -681,13 +705,14 @@ impl Mapping {
         let (link, key) = (self.link(first), self.open.shape.key(first));
         let frame = link.cache.index.find(&link.cache.headers, key)?;
         match link.cache.try_pin(frame, key) {
-            Ok((place, found)) => {
-                if found.any() {
-                    self.met(link, first, place, found);
+            Ok(hold) => {
+                let place = hold.place;
+                if hold.found.any() {
+                    self.met(link, first, place, hold.found);
                 }
                 let filled = || link.cache.folio(place.head).state().filled() - place.within;
                 let pages = if place.order == FolioOrder(0) || pages == 1 { 1 } else { pages.min(filled()) };
-                Some(self.shared_pin(link, first, frame, pages))
+                Some(self.shared_pin(link, (first, pages), frame, hold))
             }
             Err(released) => {
                 link.after_release(released);
@@ -732,12 +757,32 @@ impl Mapping {
     }
 
     /// A pin on `pages` pages of a folio that is held already.
-    fn shared_pin<'a>(&self, link: &'a ShardLink, first: u64, frame: FrameId, pages: u64) -> PagePin<'a> {
+    #[inline]
+    fn shared_pin<'a>(
+        &self,
+        link: &'a ShardLink,
+        (first, pages): (u64, u64),
+        frame: FrameId,
+        hold: SharedHold,
+    ) -> PagePin<'a> {
         let len_bytes = self.bytes_of(first, pages);
         // The length as it is now that the page is held: whoever shortens the mapping waits for pins that show more.
         let rest = self.len().saturating_sub(first * PAGE);
         let len_bytes = if len_bytes as u64 <= rest { len_bytes } else { rest as usize };
-        PagePin { link, head: link.cache.place(frame).head, frame, len_bytes }
+        let folio = link.cache.folio(hold.place.head);
+        PagePin { link, folio, frame, len_bytes, slot: hold.slot }
+    }
+
+    /// A pin of pages that the shard granted.
+    fn granted_shared_pin<'a>(
+        &self,
+        link: &'a ShardLink,
+        first: u64,
+        frame: FrameId,
+        pages: u64,
+    ) -> PagePin<'a> {
+        let hold = SharedHold { place: link.cache.place(frame), slot: None, found: ReadAhead::NONE };
+        self.shared_pin(link, (first, pages), frame, hold)
     }
 
     /// As [`shared_pin`](Self::shared_pin), of one that is held exclusively.
@@ -831,7 +876,7 @@ impl Mapping {
         let request = self.request_pages(link, first, count as u32, Want::Pin, Pacing::Wait);
         let grants = self.ask_and_read_ahead(request, first..first + count, first + count).await?;
         let (_, frame, _) = grants.iter().next().expect("a request for one page is granted or fails");
-        self.before_end(page, self.shared_pin(link, first, frame, self.open.shape.order.pages()))
+        self.before_end(page, self.granted_shared_pin(link, first, frame, self.open.shape.order.pages()))
     }
 
     async fn pin_mut_slow(&self, page: u64, pacing: Pacing) -> Result<PagePinMut<'_>> {
@@ -905,7 +950,7 @@ impl Mapping {
             let mut cut_off = false;
             for (position, frame, _) in grants.iter() {
                 let page = first + position as u64;
-                let pin = self.shared_pin(link, page, frame, 1);
+                let pin = self.granted_shared_pin(link, page, frame, 1);
                 // A block may begin before, and end behind, what is wanted of it.
                 if page < wanted || page >= end {
                     continue;
@@ -927,7 +972,7 @@ impl Mapping {
             if !any {
                 // It was there, or came meanwhile, but couldn't be had at once: wait for its holder.
                 let (link, frame, _) = self.acquire(first, Want::Copy, Pacing::Wait).await?;
-                let pin = self.shared_pin(link, first, frame, block);
+                let pin = self.granted_shared_pin(link, first, frame, block);
                 let part = overlap(first, offset, buf.len(), pin.len()).filter(|&(_, to, _)| to > done);
                 let Some((from, to, within)) = part else {
                     // The mapping has been shortened meanwhile.

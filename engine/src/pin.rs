@@ -4,8 +4,9 @@ use std::ops::{Deref, DerefMut};
 
 use crate::cache::Place;
 use crate::cache::balance::ReservedPages;
-use crate::cache::folio::FrameId;
+use crate::cache::folio::{FolioHeader, FrameId};
 use crate::cache::lsn::Lsn;
+use crate::cache::published::Slot;
 use crate::cache::shape::{MappingShape, Stability};
 use crate::error::{Error, LsnOf, Result};
 use crate::shard::link::ShardLink;
@@ -19,9 +20,12 @@ use crate::shard::link::ShardLink;
 #[must_use = "a pin that is dropped at once pins nothing"]
 pub struct PagePin<'a> {
     pub(crate) link: &'a ShardLink,
-    pub(crate) head: FrameId,
+    /// The header of its folio's head.
+    pub(crate) folio: &'a FolioHeader,
     pub(crate) frame: FrameId,
     pub(crate) len_bytes: usize,
+    /// Where it is published, unless it is counted.
+    pub(crate) slot: Option<&'static Slot>,
 }
 
 impl Deref for PagePin<'_> {
@@ -41,7 +45,7 @@ impl Deref for PagePin<'_> {
 impl Drop for PagePin<'_> {
     #[inline]
     fn drop(&mut self) {
-        let released = self.link.cache.folio(self.head).unpin();
+        let released = self.folio.unpin_from(self.slot);
         self.link.after_release(released);
     }
 }

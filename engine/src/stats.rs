@@ -2,8 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Lanes of a hit counter: threads spread over them, so that counting doesn't pass a cache line around.
-const LANES: usize = 16;
+use crate::cache::published;
+
+/// Lanes of a hit counter: each of the first threads has one of its own, and needs no atomic addition; the others share
+/// the last.
+const LANES: usize = 64;
 
 #[derive(Debug, Default)]
 #[repr(align(64))]
@@ -14,32 +17,43 @@ struct Lane {
 }
 
 /// Hits, counted by the threads that have them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct HitCounters {
     lanes: [Lane; LANES],
 }
 
-thread_local! {
-    static LANE: usize = {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        NEXT.fetch_add(1, Ordering::Relaxed) as usize % LANES
-    };
+impl Default for HitCounters {
+    fn default() -> Self {
+        Self { lanes: std::array::from_fn(|_| Lane::default()) }
+    }
 }
 
 impl HitCounters {
     #[inline]
+    fn add(&self, counter: impl Fn(&Lane) -> &AtomicU64, pages: u64) {
+        let own = published::this_thread().map(|block| block.number).filter(|&number| number < LANES - 1);
+        if let Some(number) = own {
+            // Nobody else writes to this lane.
+            let counter = counter(&self.lanes[number]);
+            counter.store(counter.load(Ordering::Relaxed) + pages, Ordering::Relaxed);
+        } else {
+            counter(&self.lanes[LANES - 1]).fetch_add(pages, Ordering::Relaxed);
+        }
+    }
+
+    #[inline]
     pub(crate) fn read(&self, pages: u64) {
-        LANE.with(|&lane| self.lanes[lane].reads.fetch_add(pages, Ordering::Relaxed));
+        self.add(|lane| &lane.reads, pages);
     }
 
     #[inline]
     pub(crate) fn write(&self, pages: u64) {
-        LANE.with(|&lane| self.lanes[lane].writes.fetch_add(pages, Ordering::Relaxed));
+        self.add(|lane| &lane.writes, pages);
     }
 
     /// The first use of a folio of `pages` pages that was read ahead.
     pub(crate) fn first_use(&self, pages: u64) {
-        LANE.with(|&lane| self.lanes[lane].first_uses.fetch_add(pages, Ordering::Relaxed));
+        self.add(|lane| &lane.first_uses, pages);
     }
 
     /// Pages that were read ahead and then used.

@@ -76,6 +76,16 @@ fn stress(config: EmulatedConfig, shards: usize, frames: u64, seed: u64) {
                 bytes.chunks_exact(4096).for_each(|page| assert!(number(page) <= CHANGES));
                 let pin = mapping.pin(random.random_range(0..PAGES)).unwrap();
                 number(&pin);
+                // Hot pages, which writers take as well: held by a published pin, or not held at all.
+                for page in (0..8).cycle().take(64) {
+                    number(&mapping.pin(page).unwrap());
+                    let seen = mapping.read_with(page, |page| {
+                        let mut copy = [0; 4096];
+                        page.copy_to(0, &mut copy).expect("a whole page");
+                        copy
+                    });
+                    number(&seen.unwrap());
+                }
             }
         });
         scope.spawn(|| {

@@ -9,10 +9,10 @@
 //! # The state word
 //!
 //! ```text
-//!  63         34 33 32 31         22 21 20 19 18 17 16 15             0
-//! ┌─────────────┬─────┬─────────────┬──┬──┬──┬──┬──┬──┬────────────────┐
-//! │ version     │ HT  │ filled      │RE│WA│UN│FR│RA│EX│ shared pins    │
-//! └─────────────┴─────┴─────────────┴──┴──┴──┴──┴──┴──┴────────────────┘
+//!  63       35 34 33 32 31         22 21 20 19 18 17 16 15             0
+//! ┌───────────┬──┬─────┬─────────────┬──┬──┬──┬──┬──┬──┬────────────────┐
+//! │ version   │BI│ HT  │ filled      │RE│WA│UN│FR│RA│EX│ shared pins    │
+//! └───────────┴──┴─────┴─────────────┴──┴──┴──┴──┴──┴──┴────────────────┘
 //! ```
 //!
 //! | field | set by | meaning |
@@ -25,6 +25,8 @@
 //! | HeaT | shard | how often the hand passes it yet before it is cold: more than 0 where it came back soon after it was evicted |
 //! | ReadAhead | shard; cleared by any thread | the marker: its next reader asks for the next window (WB-28) |
 //! | UNused | shard; cleared by any thread, REferenced with it | read ahead, and nobody has used it yet |
+//! | BIased | who has counted a pin; cleared by who has EX or FR | shared pins may be published instead of counted ([`super::published`]) |
+//! | version | who gives EX back after a change; the shard when the frame is free | what optimistic readers compare |
 //!
 //! A folio that was read in is filled whole. One that is made for a writer who appends is filled page by page, from its
 //! first on: whoever writes the page behind the last filled one whole may do so without asking the shard. The pages
@@ -35,13 +37,14 @@
 //! exclusive holders and writeback keep out of each other's way is [`super::exclusion`].
 //!
 //! Invariants, each kept by the method that could break it:
-//! 1. EX excludes FR and held pins.
-//! 2. FR excludes held pins and EX.
+//! 1. EX excludes FR and held pins, counted and published.
+//! 2. FR excludes held pins, counted and published, and EX.
 //! 3. The word is changed by read-modify-write only, never stored: a pin attempt that fails leaves a `+1`
 //!    for a moment, which must survive whatever the shard does meanwhile.
 //! 4. Order and keys of a folio's headers change only while its head is frozen: who holds a pin finds them stable.
 
-use crate::primitives::{AtomicU32, AtomicU64, Ordering};
+use super::published::{self, Slot};
+use crate::primitives::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Index of a frame and of its header within a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -61,6 +64,7 @@ impl FolioKey {
     /// Pages that keys can name.
     pub(crate) const PAGES_MAX: u64 = 1 << Self::INDEX_BITS;
 
+    #[inline]
     pub(crate) const fn new(mapping: u16, page: u64) -> Self {
         debug_assert!(page < 1 << Self::INDEX_BITS);
         Self((mapping as u64) << Self::INDEX_BITS | page)
@@ -91,7 +95,8 @@ const FILLED: u64 = 0x3FF << 22;
 /// The hand passes a hot folio once more.
 const HEAT: u64 = 1 << 32;
 const HEATS: u64 = 0x3 << 32;
-const VERSION: u64 = 1 << 34;
+const BIASED: u64 = 1 << 34;
+const VERSION: u64 = 1 << 35;
 
 /// How large a folio is: 2^order pages, from one page to 512 (2 MiB).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -103,6 +108,7 @@ impl FolioOrder {
     /// How many orders there are.
     pub(crate) const COUNT: usize = Self::MAX.0 as usize + 1;
 
+    #[inline]
     pub(crate) const fn pages(self) -> u64 {
         1 << self.0
     }
@@ -130,6 +136,8 @@ pub(crate) enum Access {
 pub(crate) struct FolioState(u64);
 
 impl FolioState {
+    /// Shared pins that are counted.
+    #[inline]
     pub(crate) const fn pins(self) -> u64 {
         self.0 & PINS
     }
@@ -140,6 +148,7 @@ impl FolioState {
         self.0 & FROZEN != 0
     }
     /// Pages, from the folio's first on, that hold their bytes.
+    #[inline]
     pub(crate) const fn filled(self) -> u64 {
         (self.0 & FILLED) >> FILLED.trailing_zeros()
     }
@@ -150,7 +159,15 @@ impl FolioState {
     pub(crate) const fn heat(self) -> u64 {
         (self.0 & HEATS) / HEAT
     }
+    /// Whether a pin on the folio's page `within` may be published, which changes nothing in this word: the folio is in use
+    /// already, and nothing is to be told of readahead.
+    #[inline]
+    const fn publishable(self, within: u64) -> bool {
+        const DECISIVE: u64 = EXCLUSIVE | FROZEN | BIASED | REFERENCED | READAHEAD | UNUSED;
+        self.0 & DECISIVE == BIASED | REFERENCED && self.filled() > within
+    }
     /// Whether a shared pin on the folio's page `within` could be granted now.
+    #[inline]
     pub(crate) const fn shareable(self, within: u64) -> bool {
         self.0 & (EXCLUSIVE | FROZEN) == 0 && self.filled() > within && self.pins() < PINS_MAX
     }
@@ -166,6 +183,7 @@ impl std::fmt::Debug for FolioState {
             (REFERENCED, "referenced"),
             (READAHEAD, "readahead"),
             (UNUSED, "unused"),
+            (BIASED, "biased"),
         ] {
             if self.0 & flag != 0 {
                 write!(f, " {name}")?;
@@ -190,7 +208,7 @@ pub(crate) enum Released {
 pub(crate) struct ReadAhead(u64);
 
 impl ReadAhead {
-    const NONE: Self = Self(0);
+    pub(crate) const NONE: Self = Self(0);
 
     /// Whether there is anything to do about it.
     #[inline]
@@ -243,14 +261,17 @@ impl FolioHeader {
         }
     }
 
+    #[inline]
     pub(crate) fn state(&self) -> FolioState {
         FolioState(self.state.load(Ordering::Acquire))
     }
 
+    #[inline]
     pub(crate) fn key(&self) -> FolioKey {
         FolioKey(self.key.load(Ordering::Relaxed))
     }
 
+    #[inline]
     pub(crate) fn tag_leaf(&self) -> u32 {
         self.tag_leaf.load(Ordering::Relaxed)
     }
@@ -259,6 +280,12 @@ impl FolioHeader {
     #[inline]
     pub(crate) fn order(&self) -> FolioOrder {
         FolioOrder((self.order.load(Ordering::Relaxed) & 0xF) as u8)
+    }
+
+    /// Whether this frame is one of a folio of exactly this order.
+    #[inline]
+    pub(crate) fn is_of_order(&self, order: FolioOrder) -> bool {
+        self.order.load(Ordering::Relaxed) == u32::from(order.0)
     }
 
     // ---- any thread -------------------------------------------------------------------------------------
@@ -301,6 +328,106 @@ impl FolioHeader {
         self.state().0 & UNUSED != 0 && self.take(UNUSED | REFERENCED).first_use()
     }
 
+    /// Takes a shared pin by publishing it in `slot`, a free one of the calling thread, if the folio is biased and `holds` says
+    /// that it is the wanted one. No store to the header.
+    ///
+    /// `Err` says whether undoing the attempt left a kick to do.
+    #[inline]
+    pub(crate) fn try_publish(
+        &self,
+        slot: &Slot,
+        within: u64,
+        holds: impl FnOnce() -> bool,
+    ) -> Result<(), Released> {
+        if !self.state().publishable(within) {
+            return Err(Released::Quiet);
+        }
+        slot.set(self);
+        // Acquire, as in `try_pin`.
+        if self.state().publishable(within) && holds() { Ok(()) } else { Err(self.unpublish(slot)) }
+    }
+
+    /// Gives a published pin back.
+    #[inline]
+    pub(crate) fn unpublish(&self, slot: &Slot) -> Released {
+        slot.clear();
+        if self.state.load(Ordering::Relaxed) & WAITERS != 0 { Released::Kick } else { Released::Quiet }
+    }
+
+    /// Gives a shared pin back, which was published in `slot` or counted.
+    #[inline]
+    pub(crate) fn unpin_from(&self, slot: Option<&Slot>) -> Released {
+        match slot {
+            Some(slot) => self.unpublish(slot),
+            None => self.unpin(),
+        }
+    }
+
+    /// Lets shared pins be published from now on. By who has counted one.
+    #[cold]
+    pub(crate) fn bias(&self) {
+        let before = self.state.fetch_or(BIASED, Ordering::Relaxed);
+        debug_assert!(before & PINS != 0 && before & (EXCLUSIVE | FROZEN) == 0);
+    }
+
+    /// Whether the folio is in use, and not biased yet.
+    #[inline]
+    pub(crate) fn is_worth_biasing(&self) -> bool {
+        self.state.load(Ordering::Relaxed) & (REFERENCED | BIASED) == REFERENCED
+    }
+
+    /// EXCLUSIVE or FROZEN was just set, where the word was `before`: whether there is no published pin either. Then the folio
+    /// is biased no more.
+    #[inline]
+    fn is_alone(&self, before: u64) -> bool {
+        before & BIASED == 0 || self.revoke()
+    }
+
+    #[cold]
+    fn revoke(&self) -> bool {
+        if published::is_held(self) {
+            return false;
+        }
+        self.state.fetch_and(!BIASED, Ordering::Relaxed);
+        true
+    }
+
+    /// Whether anybody holds the folio. WAITERS was announced before, if the answer is to be waited with.
+    pub(crate) fn is_held(&self) -> bool {
+        let seen = self.state.load(Ordering::Relaxed);
+        seen & (PINS | EXCLUSIVE) != 0 || seen & BIASED != 0 && published::is_held(self)
+    }
+
+    /// The folio as it is, if its pages up to `last` may be read now without holding it (a sequence lock's read side): what was
+    /// read counts if it [is unchanged](Self::is_unchanged) afterwards.
+    #[inline]
+    pub(crate) fn begin_reading(&self, last: u64) -> Option<FolioState> {
+        // Of a folio that was read ahead somebody has to note the first use.
+        const DECISIVE: u64 = EXCLUSIVE | FROZEN | REFERENCED | READAHEAD | UNUSED;
+        let seen = self.state();
+        if seen.0 & DECISIVE != REFERENCED && !self.comes_into_use(seen.0 & DECISIVE) {
+            return None;
+        }
+        (seen.filled() > last).then_some(seen)
+    }
+
+    #[cold]
+    fn comes_into_use(&self, decisive: u64) -> bool {
+        if decisive == 0 {
+            self.state.fetch_or(REFERENCED, Ordering::Relaxed);
+        }
+        decisive == 0
+    }
+
+    /// Whether the bytes that were read since the folio was as in `seen` are those of one moment.
+    #[inline]
+    pub(crate) fn is_unchanged(&self, seen: FolioState) -> bool {
+        const STABLE: u64 = EXCLUSIVE | FROZEN | FILLED | VERSION.wrapping_neg();
+        // The bytes were read before the word is.
+        fence(Ordering::Acquire);
+        (self.state.load(Ordering::Relaxed) ^ seen.0) & STABLE == 0
+    }
+
     /// Gives a shared pin back.
     #[inline]
     pub(crate) fn unpin(&self) -> Released {
@@ -339,11 +466,15 @@ impl FolioHeader {
                 Err(now) => seen = now,
             }
         }
+        if !self.is_alone(seen) {
+            return Err(self.release_exclusive_unchanged());
+        }
         // The identity may have changed between the check and the exchange; now it can't any more.
         if holds() { Ok(()) } else { Err(self.release_exclusive_unchanged()) }
     }
 
     /// Gives exclusive possession back without having changed a byte.
+    #[inline]
     pub(crate) fn release_exclusive_unchanged(&self) -> Released {
         let before = self.state.fetch_and(!EXCLUSIVE, Ordering::Release);
         debug_assert!(before & EXCLUSIVE != 0);
@@ -546,7 +677,9 @@ impl FolioHeader {
         let before = self
             .state
             .fetch_and(!(FILLED | HEATS | REFERENCED | READAHEAD | UNUSED | WAITERS), Ordering::Relaxed);
-        debug_assert!(before & FROZEN != 0);
+        debug_assert!(before & (FROZEN | BIASED) == FROZEN);
+        // Whoever still reads without holding it finds that its bytes are others'.
+        self.state.fetch_add(VERSION, Ordering::Relaxed);
         self.key.store(u64::MAX, Ordering::Relaxed);
     }
 
@@ -559,7 +692,13 @@ impl FolioHeader {
                 return false;
             }
             match self.state.compare_exchange_weak(seen, seen | set, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return true,
+                Ok(_) if self.is_alone(seen) => return true,
+                Ok(_) => {
+                    // Nobody else changes these two while one of them is set. Requests that wait here are the caller's, who
+                    // has announced them before.
+                    self.state.fetch_and(!(set & (EXCLUSIVE | FROZEN)), Ordering::Release);
+                    return false;
+                }
                 Err(now) => seen = now,
             }
         }
@@ -810,6 +949,152 @@ mod loom_models {
             }
             reader.join().unwrap();
             assert_eq!((folio[0].state().pins(), folio[1].state().pins()), (0, 0));
+        });
+    }
+
+    /// A biased folio, used before.
+    fn biased() -> Arc<Frame> {
+        let frame = cached();
+        frame.folio.try_pin(0, || true).unwrap();
+        frame.folio.bias();
+        let _ = frame.folio.unpin();
+        frame
+    }
+
+    fn slot(number: usize) -> &'static Slot {
+        published::block(number).free_slot().unwrap()
+    }
+
+    /// A published pin keeps the frame from being reused, and shows the bytes of its page.
+    #[test]
+    fn loom_a_folio_with_a_published_pin_is_never_evicted_or_reused() {
+        loom::model(|| {
+            let frame = biased();
+            let reader = {
+                let frame = frame.clone();
+                thread::spawn(move || {
+                    let slot = slot(0);
+                    if frame.folio.try_publish(slot, 0, || frame.folio.key() == OLD).is_ok() {
+                        frame.bytes.with(|bytes| {
+                            // SAFETY: a shared pin is held; loom checks that no one writes meanwhile.
+                            #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+                            let value = unsafe { *bytes };
+                            assert_eq!(value, OLD.0);
+                        });
+                        let _ = frame.folio.unpublish(slot);
+                    }
+                })
+            };
+            if frame.folio.freeze_unused() {
+                frame.folio.scrub_frozen();
+                frame.bytes.with_mut(|bytes| {
+                    // SAFETY: the frame is frozen; loom checks that no one reads meanwhile.
+                    #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+                    unsafe {
+                        *bytes = NEW.0;
+                    }
+                });
+                frame.folio.assign(NEW, 0, FolioOrder(0));
+                frame.folio.publish();
+                frame.folio.fill(1);
+            }
+            reader.join().unwrap();
+            assert!(!published::is_held(&frame.folio));
+        });
+    }
+
+    /// Published pins and exclusive holders never overlap, also where a third thread biases the folio anew.
+    #[test]
+    fn loom_published_and_exclusive_holders_never_overlap() {
+        loom::model(|| {
+            let frame = biased();
+            let reader = {
+                let frame = frame.clone();
+                thread::spawn(move || {
+                    let slot = slot(0);
+                    if frame.folio.try_publish(slot, 0, || frame.folio.key() == OLD).is_ok() {
+                        // SAFETY: a shared pin is held; loom checks it.
+                        #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+                        frame
+                            .bytes
+                            .with(|bytes| assert!(unsafe { *bytes } == OLD.0 || unsafe { *bytes } == 7));
+                        let _ = frame.folio.unpublish(slot);
+                    } else if frame.folio.try_pin(0, || frame.folio.key() == OLD).is_ok() {
+                        frame.folio.bias();
+                        let _ = frame.folio.unpin();
+                    }
+                })
+            };
+            if frame.folio.try_exclusive(0, Access::Change, || frame.folio.key() == OLD).is_ok() {
+                // SAFETY: exclusive possession; loom checks it.
+                #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+                frame.bytes.with_mut(|bytes| unsafe { *bytes = 7 });
+                let _ = frame.folio.release_exclusive_changed(1);
+            }
+            reader.join().unwrap();
+        });
+    }
+
+    /// As the model below, for a published pin.
+    #[test]
+    fn loom_a_published_pin_released_beside_an_announcement_is_seen_or_kicks() {
+        loom::model(|| {
+            let frame = biased();
+            let held = slot(0);
+            frame.folio.try_publish(held, 0, || frame.folio.key() == OLD).unwrap();
+            let holder = {
+                let frame = frame.clone();
+                thread::spawn(move || frame.folio.unpublish(held))
+            };
+            frame.folio.announce_waiters();
+            let granted = frame.folio.grant_exclusive(0);
+            let released = holder.join().unwrap();
+            assert!(granted || released == Released::Kick);
+        });
+    }
+
+    /// A reader that holds nothing takes no bytes for good that changed while it read, or that are another page's.
+    #[test]
+    fn loom_a_reader_that_holds_nothing_knows_torn_bytes() {
+        loom::model(|| {
+            let folio = Arc::new((FolioHeader::new(), AtomicU64::new(1), AtomicU64::new(1)));
+            folio.0.assign(OLD, 0, FolioOrder(0));
+            folio.0.publish();
+            folio.0.fill(1);
+            folio.0.try_pin(0, || true).unwrap();
+            let _ = folio.0.unpin();
+            let reader = {
+                let folio = folio.clone();
+                thread::spawn(move || {
+                    let Some(before) = folio.0.begin_reading(0) else { return };
+                    if folio.0.key() != OLD {
+                        return;
+                    }
+                    let seen = (folio.1.load(Ordering::Relaxed), folio.2.load(Ordering::Relaxed));
+                    if folio.0.is_unchanged(before) {
+                        assert!(seen == (1, 1) || seen == (2, 2), "{seen:?}");
+                    }
+                })
+            };
+            let write = |value| {
+                folio.1.store(value, Ordering::Relaxed);
+                folio.2.store(value, Ordering::Relaxed);
+            };
+            if folio.0.try_exclusive(0, Access::Change, || true).is_ok() {
+                // What the store buffer of a processor keeps in order, and an exclusive holder's acquisition doesn't.
+                fence(Ordering::Release);
+                write(2);
+                let _ = folio.0.release_exclusive_changed(1);
+            }
+            if folio.0.freeze_unused() {
+                folio.0.scrub_frozen();
+                fence(Ordering::Release);
+                write(3);
+                folio.0.assign(NEW, 0, FolioOrder(0));
+                folio.0.publish();
+                folio.0.fill(1);
+            }
+            reader.join().unwrap();
         });
     }
 

@@ -40,6 +40,7 @@ impl FolioIndex {
         size_of_val(&*self.buckets)
     }
 
+    #[inline]
     fn bucket(&self, key: FolioKey) -> &AtomicU32 {
         // Fibonacci hashing of the group; the low bits stay in order inside the group.
         let group = (key.0 >> NEIGHBOUR_BITS).wrapping_mul(0x9E37_79B9_7F4A_7C15);
@@ -51,12 +52,22 @@ impl FolioIndex {
     /// The frame that seems to hold `key`. Any thread; the answer is a hint to pin and check.
     #[inline]
     pub(crate) fn find(&self, headers: &[FolioHeader], key: FolioKey) -> Option<FrameId> {
+        self.find_entry(headers, key).map(|(frame, _)| frame)
+    }
+
+    /// As [`find`](Self::find), and the frame's header.
+    #[inline]
+    pub(crate) fn find_entry<'h>(
+        &self,
+        headers: &'h [FolioHeader],
+        key: FolioKey,
+    ) -> Option<(FrameId, &'h FolioHeader)> {
         let mut at = self.bucket(key).load(Ordering::Acquire);
         for _ in 0..WALK_MAX {
             // NONE, too, is out of bounds.
             let folio = headers.get(at as usize)?;
             if folio.key() == key {
-                return Some(FrameId(at));
+                return Some((FrameId(at), folio));
             }
             at = folio.bucket_next.load(Ordering::Acquire);
         }

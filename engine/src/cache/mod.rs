@@ -16,6 +16,7 @@ pub(crate) mod frames;
 pub(crate) mod index;
 pub(crate) mod lsn;
 pub(crate) mod owned;
+pub(crate) mod published;
 pub(crate) mod readahead;
 pub(crate) mod shape;
 pub(crate) mod stripe;
@@ -33,6 +34,7 @@ use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, ReadAhead, Relea
 use frames::FrameMemory;
 use index::FolioIndex;
 use lsn::{GatedMappings, Lsn, PageLsns};
+use published::Slot;
 use shape::{MappingShape, Stability};
 use table::Table;
 use tags::{Tag, TagNodes};
@@ -153,14 +155,41 @@ impl SharedCache {
         self.folio(self.place(frame).head)
     }
 
-    /// Takes a shared pin on the folio of `frame`, if that holds the page `key` and may be shared.
+    /// Takes a published pin on the page `key`, if that is a folio of `order`, biased, and the calling thread has a slot: the
+    /// shortest way to a page in use. Where it ends early nothing is known.
     #[inline]
-    pub(crate) fn try_pin(&self, frame: FrameId, key: FolioKey) -> Result<(Place, ReadAhead), Released> {
+    pub(crate) fn pin_published(
+        &self,
+        key: FolioKey,
+        order: FolioOrder,
+    ) -> Option<(FrameId, &FolioHeader, &'static Slot)> {
+        let slot = published::known_thread()?.free_slot()?;
+        let (frame, folio) = self.index.find_entry(&self.headers, key)?;
+        let published = folio.try_publish(slot, 0, || folio.key() == key && folio.is_of_order(order));
+        // A kick that is due is left to who takes the longer way and fails there, too: it asks the shard itself.
+        published.is_ok().then_some((frame, folio, slot))
+    }
+
+    /// Takes a shared pin on the folio of `frame`, if that holds the page `key` and may be shared: a published one where the
+    /// folio is biased towards readers, else one that is counted.
+    #[inline]
+    pub(crate) fn try_pin(&self, frame: FrameId, key: FolioKey) -> Result<SharedHold, Released> {
         let (place, own) = (self.place(frame), self.folio(frame));
-        let found = self
-            .folio(place.head)
-            .try_pin(place.within, || own.key() == key && own.order() == place.order)?;
-        Ok((place, found))
+        let head = self.folio(place.head);
+        let holds = || own.key() == key && own.order() == place.order;
+        if let Some(slot) = published::this_thread().and_then(|block| block.free_slot()) {
+            match head.try_publish(slot, place.within, holds) {
+                Ok(()) => return Ok(SharedHold { place, slot: Some(slot), found: ReadAhead::NONE }),
+                Err(Released::Quiet) => {}
+                Err(Released::Kick) => return Err(Released::Kick),
+            }
+        }
+        let worth_biasing = head.is_worth_biasing();
+        let found = head.try_pin(place.within, holds)?;
+        if worth_biasing && published::may_bias() {
+            head.bias();
+        }
+        Ok(SharedHold { place, slot: None, found })
     }
 
     /// Takes the folio of `frame` exclusively for any thread, if that holds the page `key` and can be had at once.
@@ -300,6 +329,15 @@ impl SharedCache {
         }
         before
     }
+}
+
+/// A shared pin that was taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SharedHold {
+    pub place: Place,
+    /// Where it is published; a counted one isn't.
+    pub slot: Option<&'static Slot>,
+    pub found: ReadAhead,
 }
 
 /// Where a frame stands in its folio.

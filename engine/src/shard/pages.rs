@@ -555,7 +555,7 @@ impl Shard {
             };
             // A `Fill` waits for I/O only: where a writer has come in between, it goes without this page.
             let goes_without = want == Want::Fill && state.filled() > 0;
-            let restarts = unfit && state.pins() == 0 && !state.exclusive();
+            let restarts = unfit && !folio.is_held();
             if !granted && !goes_without && !restarts {
                 // Whoever has it must kick; one that was parked while the folio was read in isn't announced yet. News?
                 // Then the holder may have let go before it was asked: once more.

@@ -1,0 +1,178 @@
+//! Reading a page where it is, without holding it.
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Mapping;
+use crate::cache::folio::{FolioHeader, FolioKey, FolioOrder, FrameId};
+use crate::cache::frames::PAGE_BYTES;
+use crate::error::Result;
+use crate::shard::link::ShardLink;
+
+/// Looks at a page that fail before it is pinned after all: its writers are too busy.
+const LOOKS: u32 = 3;
+
+/// A page's bytes as they are while somebody may be changing them: what [`Mapping::read_with`] shows.
+///
+/// Bytes are copied out of it, never borrowed. Each method answers `None` where the page ends before what is asked for, so that
+/// a position that was computed from torn bytes is no error.
+#[derive(Clone, Copy)]
+pub struct PageView<'a> {
+    first: NonNull<u8>,
+    len_bytes: usize,
+    page: PhantomData<&'a [u8]>,
+}
+
+impl fmt::Debug for PageView<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageView").field("len_bytes", &self.len_bytes).finish_non_exhaustive()
+    }
+}
+
+impl PageView<'_> {
+    /// Bytes of the page.
+    #[must_use]
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len_bytes
+    }
+
+    /// Whether it has none; a page has some.
+    #[must_use]
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.len_bytes == 0
+    }
+
+    /// The `N` bytes from byte `at` on: `u64::from_le_bytes(view.read(at)?)`.
+    #[must_use]
+    #[inline]
+    pub fn read<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        if at > self.len_bytes || N > self.len_bytes - at {
+            return None;
+        }
+        // SAFETY: as below; aligned. The usual case in one load, where a volatile array is read byte by byte.
+        #[expect(unsafe_code, reason = "frames are reached by address")]
+        unsafe {
+            let first = self.first.add(at).as_ptr();
+            if N == size_of::<u64>() && first.cast::<u64>().is_aligned() {
+                let word = AtomicU64::from_ptr(first.cast()).load(Ordering::Relaxed);
+                return word.to_ne_bytes().first_chunk().copied();
+            }
+        }
+        // SAFETY: inside the frames that the view is of by the test above; they are mapped as long as the mapping that the
+        // view's lifetime is of. A volatile read is what it is at the machine, a load: nothing is assumed of bytes that
+        // another thread may be storing to, and any of them make a `[u8; N]`. Whether they count is decided afterwards.
+        #[expect(unsafe_code, reason = "frames are reached by address")]
+        Some(unsafe { self.first.add(at).cast::<[u8; N]>().read_volatile() })
+    }
+
+    /// Fills `into` with the bytes from byte `at` on.
+    #[must_use]
+    pub fn copy_to(&self, at: usize, into: &mut [u8]) -> Option<()> {
+        if at > self.len_bytes || into.len() > self.len_bytes - at {
+            return None;
+        }
+        let mut at = at;
+        let (lines, rest) = into.as_chunks_mut::<64>();
+        for line in lines {
+            *line = self.read(at)?;
+            at += line.len();
+        }
+        for byte in rest {
+            [*byte] = self.read(at)?;
+            at += 1;
+        }
+        Some(())
+    }
+}
+
+impl Mapping {
+    /// Reads a page in place without holding it: no store to memory that others see, so any number of threads read one
+    /// page as fast as one does. `read` copies out what it wants; if the page was changed meanwhile its answer is thrown away
+    /// and it is called again, so it must have no other effect. A page whose writers don't let it be is
+    /// [pinned](Self::pin) in the end, and `read` called a last time: what comes back are always bytes of one moment.
+    ///
+    /// A page that isn't in the cache is brought in as by `pin`. One that is part of a larger folio is read there.
+    ///
+    /// ```no_run
+    /// # fn sum(mapping: &foliant::Mapping) -> foliant::Result<Option<u64>> {
+    /// // The pointer at byte 8, and the word that it points to; None where it points outside.
+    /// mapping.read_with(7, |page| {
+    ///     let at = u64::from_le_bytes(page.read(8)?);
+    ///     Some(u64::from_le_bytes(page.read(usize::try_from(at).ok()?)?))
+    /// })
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`pin`](Self::pin).
+    #[inline(always)]
+    pub fn read_with<R>(&self, page: u64, mut read: impl FnMut(PageView<'_>) -> R) -> Result<R> {
+        match self.look(page, &mut read) {
+            Some(seen) => Ok(seen),
+            None => self.look_longer(page, &mut read),
+        }
+    }
+
+    #[inline(never)]
+    fn look_longer<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Result<R> {
+        for _ in 1..LOOKS {
+            if let Some(seen) = self.look(page, read) {
+                return Ok(seen);
+            }
+        }
+        let (first, pages) = (self.first(page), self.open.shape.order.pages());
+        let pin = match self.has_whole(page).then(|| self.try_read(first, pages)).flatten() {
+            Some(pin) if pin.len() == self.page_bytes() => pin,
+            _ => self.pin(page)?,
+        };
+        Ok(read(PageView { first: NonNull::from(&pin[..]).cast(), len_bytes: pin.len(), page: PhantomData }))
+    }
+
+    /// One look at a page that is cached, and exists whole.
+    #[inline(always)]
+    fn look<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Option<R> {
+        let shape = &self.open.shape;
+        let first = self.first(page);
+        let link = self.link(first);
+        let key = FolioKey::new(shape.slot, first % FolioKey::PAGES_MAX);
+        let (frame, own) = link.cache.index.find_entry(&link.cache.headers, key)?;
+        let order = own.order();
+        let (head, within) =
+            if order == shape.order { (own, 0) } else { Self::within_larger(link, frame, order) };
+        let last = within + shape.order.pages() - 1;
+        let before = head.begin_reading(last)?;
+        // Looked at after that: should the frame become another page's, or another folio's, the head's version changes, or
+        // what is filled of it.
+        if own.key() != key || own.order() != order {
+            return None;
+        }
+        let len_bytes = PAGE_BYTES << shape.order.0;
+        let first = link.cache.frames.address(frame);
+        // Behind the mapping's end, or of a mapping that was closed, this shows bytes that aren't its own, and counts for nothing.
+        let seen = read(PageView { first, len_bytes, page: PhantomData });
+        if !head.is_unchanged(before) || !self.has_whole(page) {
+            return None;
+        }
+        link.hits.read(1);
+        Some(seen)
+    }
+
+    /// The header that counts for a page which seems to be part of a larger folio, and its place there.
+    #[cold]
+    fn within_larger(link: &ShardLink, frame: FrameId, order: FolioOrder) -> (&FolioHeader, u64) {
+        let within = u64::from(frame.0) & (order.pages() - 1);
+        (link.cache.folio(FrameId(frame.0 - within as u32)), within)
+    }
+
+    /// Whether all of a page exists, now, in a mapping that is open. Behind the end a frame's bytes may become zeros beside
+    /// anybody who doesn't hold it.
+    #[inline]
+    pub(super) fn has_whole(&self, page: u64) -> bool {
+        let whole = self.len() >> (PAGE_BYTES.trailing_zeros() + u32::from(self.open.shape.order.0));
+        page < whole && !self.open.closed.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,191 @@
+//! Hits: pages held without an atomic operation, and read without being held.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use foliant::{Engine, EngineOptions, Error, Hugepages, Mapping, MappingOptions, PagePin};
+use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
+
+const PAGE: u64 = 4096;
+
+fn open(frames: u64, pages: u64, shards: usize) -> (Engine, Mapping) {
+    let device = EmulatedController::new(EmulatedConfig::ram(pages * PAGE, 4096)).unwrap();
+    let options = EngineOptions {
+        cache_bytes: frames * PAGE,
+        shards,
+        hugepages: Hugepages::Never,
+        pin_wait: Duration::from_secs(60),
+        ..Default::default()
+    };
+    let engine = Engine::open_on(device.attach().unwrap(), &options).unwrap();
+    let mapping = engine.mapping(&MappingOptions { readahead_bytes_max: 0, ..Default::default() }).unwrap();
+    (engine, mapping)
+}
+
+/// Pins a page until its pins are published: whatever earlier exclusive holders of biased pages, also those of other tests in
+/// this process, have left to be paid for is paid after so many.
+fn publish(mapping: &Mapping, page: u64) -> PagePin<'_> {
+    for _ in 0..1 << 17 {
+        drop(mapping.pin(page).unwrap());
+    }
+    mapping.pin(page).unwrap()
+}
+
+#[test]
+fn a_page_in_use_is_held_though_its_header_doesnt_say_so() {
+    for shards in [1, 2] {
+        let (engine, mapping) = open(64 * shards as u64, 1024, shards);
+        mapping.write_at(7 * PAGE, &[7; PAGE as usize]).unwrap();
+        mapping.sync().unwrap();
+        let pin = publish(&mapping, 7);
+        assert!(format!("{pin:?}").contains("slot: Some"), "{pin:?}");
+        // Everything else goes through the cache several times.
+        for page in (0..1024).filter(|&page| page != 7).cycle().take(4096) {
+            mapping.read_at(page * PAGE, &mut [0; 8]).unwrap();
+        }
+        assert!(engine.stats().pages_evicted > 2000, "{:?}", engine.stats());
+        assert!(pin.iter().all(|&byte| byte == 7));
+        let before = engine.stats().pages_read;
+        drop(pin);
+        assert!(mapping.pin(7).unwrap().iter().all(|&byte| byte == 7));
+        assert_eq!(engine.stats().pages_read, before, "it was cached all the time");
+        engine.close().unwrap();
+    }
+}
+
+#[test]
+fn who_wants_a_page_exclusively_waits_for_all_published_pins_also_one_that_another_thread_releases() {
+    let (engine, mapping) = open(64, 64, 1);
+    mapping.write_at(0, &[1; PAGE as usize]).unwrap();
+    let pin = publish(&mapping, 0);
+    let written = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let (send, receive) = mpsc::channel();
+        scope.spawn(|| {
+            mapping.write_at(0, &[2; PAGE as usize]).unwrap();
+            written.store(true, Ordering::SeqCst);
+        });
+        let (mapping, written) = (&mapping, &written);
+        scope.spawn(move || {
+            let pin: PagePin<'_> = receive.recv().unwrap();
+            // Whatever of the writer's time passes, it has none with the page.
+            for _ in 0..1000 {
+                assert!(pin.iter().all(|&byte| byte == 1) && !written.load(Ordering::SeqCst));
+            }
+            // Readers come first.
+            assert_eq!(mapping.pin(0).unwrap()[0], 1);
+            drop(pin);
+        });
+        send.send(pin).unwrap();
+    });
+    assert!(written.into_inner());
+    assert_eq!(mapping.pin(0).unwrap()[0], 2);
+    engine.close().unwrap();
+}
+
+#[test]
+fn a_thread_that_holds_many_pages_has_them_all() {
+    let (engine, mapping) = open(128, 64, 1);
+    for page in 0..40u64 {
+        mapping.write_at(page * PAGE, &[page as u8; PAGE as usize]).unwrap();
+    }
+    (0..40).for_each(|page| drop(publish(&mapping, page % 4)));
+    let pins: Vec<_> = (0..40).map(|page| mapping.pin(page).unwrap()).collect();
+    let again: Vec<_> = (0..40).map(|page| mapping.pin(page).unwrap()).collect();
+    for (page, pin) in pins.iter().chain(&again).enumerate() {
+        assert!(pin.iter().all(|&byte| byte == (page % 40) as u8));
+    }
+    // Released in any order.
+    drop(pins);
+    drop(again);
+    for page in 0..40 {
+        mapping.pin_mut(page).unwrap()[0] ^= 1;
+    }
+    engine.close().unwrap();
+}
+
+#[test]
+fn what_is_read_without_a_pin_is_of_one_moment() {
+    let (engine, mapping) = open(64, 16, 1);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for writer in 0..2u8 {
+            let (mapping, stop) = (&mapping, &stop);
+            scope.spawn(move || {
+                for round in 0..30_000u32 {
+                    let value = (round << 1 | u32::from(writer)).to_le_bytes();
+                    let mut pin = mapping.pin_mut(3).unwrap();
+                    pin.chunks_exact_mut(4).for_each(|word| word.copy_from_slice(&value));
+                }
+                stop.store(true, Ordering::Relaxed);
+            });
+        }
+        scope.spawn(|| {
+            let mut looks = 0u64;
+            while !stop.load(Ordering::Relaxed) || looks < 1000 {
+                let (first, middle, all) = mapping
+                    .read_with(3, |page| {
+                        looks += 1;
+                        let mut all = [0; PAGE as usize];
+                        page.copy_to(0, &mut all).unwrap();
+                        (page.read::<4>(0).unwrap(), page.read::<4>(2044).unwrap(), all)
+                    })
+                    .unwrap();
+                assert_eq!(first, middle);
+                assert!(all.chunks_exact(4).all(|word| word == first));
+            }
+        });
+    });
+    engine.close().unwrap();
+}
+
+#[test]
+fn reading_without_a_pin_neither_splits_a_folio_nor_misses() {
+    let (engine, mapping) = open(1024, 512, 1);
+    let data: Vec<u8> = (0..512 * PAGE).map(|at| (at / PAGE) as u8).collect();
+    mapping.write_at(0, &data).unwrap();
+    // In use: somebody has read it.
+    mapping.read_at(0, &mut [0; 8]).unwrap();
+    let before = engine.stats();
+    assert!(before.folios_installed < 512, "{before:?}");
+    for page in 0..512 {
+        assert_eq!(mapping.read_with(page, |page| page.read(100)).unwrap(), Some([page as u8]));
+    }
+    let after = engine.stats();
+    assert_eq!((after.folios_split, after.requests), (before.folios_split, before.requests));
+    assert_eq!(after.read_hits, before.read_hits + 512);
+    engine.close().unwrap();
+}
+
+#[test]
+fn a_view_ends_where_its_page_ends_and_a_page_where_its_mapping_ends() {
+    let (engine, mapping) = open(64, 16, 1);
+    mapping.close().unwrap();
+    let options =
+        MappingOptions { len_bytes: Some(PAGE + 100), readahead_bytes_max: 0, ..Default::default() };
+    let options = MappingOptions { capacity_bytes: Some(8 * PAGE), ..options };
+    let mapping = engine.mapping(&options).unwrap();
+    mapping.write_at(0, &[9; PAGE as usize + 100]).unwrap();
+    for _ in 0..3 {
+        let first = mapping.read_with(0, |page| (page.len(), page.read::<8>(4088), page.read::<8>(4089)));
+        assert_eq!(first.unwrap(), (4096, Some([9; 8]), None));
+        let last = mapping.read_with(1, |page| (page.len(), page.read::<4>(96), page.read::<4>(97)));
+        assert_eq!(last.unwrap(), (100, Some([9; 4]), None));
+        assert_eq!(mapping.read_with(1, |page| page.copy_to(1, &mut [0; 100])).unwrap(), None);
+        assert_eq!(mapping.read_with(1, |page| page.read::<1>(usize::MAX)).unwrap(), None);
+        let error = mapping.read_with(2, |page| page.len()).unwrap_err();
+        assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
+        let error = mapping.read_with(u64::MAX, |page| page.len()).unwrap_err();
+        assert!(matches!(error, Error::OutOfRange { .. }), "{error}");
+    }
+    drop(publish(&mapping, 0));
+    mapping.set_len(50).unwrap();
+    assert_eq!(mapping.read_with(0, |page| page.len()).unwrap(), 50);
+    assert_eq!(mapping.pin(0).unwrap().len(), 50);
+    let other = mapping.clone();
+    mapping.close().unwrap();
+    assert!(matches!(other.read_with(0, |page| page.len()), Err(Error::Closed)));
+    assert!(matches!(other.pin(0), Err(Error::Closed)));
+    engine.close().unwrap();
+}
