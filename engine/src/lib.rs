@@ -39,6 +39,7 @@ mod gate;
 mod mapping;
 mod mirror;
 mod options;
+mod page_list;
 mod pin;
 mod primitives;
 #[cfg(feature = "redb")]
@@ -58,12 +59,13 @@ pub use error::{Error, LsnOf, Operation, Result};
 pub use foliant_nvme::{ArenaBacking, CommandError, ControllerIdentity, Iova, Lba, Namespace, Wakeup};
 pub use gate::Gate;
 pub use mapping::optimistic::PageView;
-pub use mapping::{Mapping, MappingOptions, RetryPolicy};
+pub use mapping::{Mapping, MappingOptions, ReadAt, RetryPolicy};
 pub use mirror::{
     LabelState, MirrorCause, MirrorDevice, MirrorLabel, MirrorOptions, MirrorRole, MirrorState, OnDegrade,
 };
 pub use options::{EngineOptions, Hugepages, ShardThreads};
 pub use pin::{PagePin, PagePinMut};
+pub use reply::block_until;
 pub use shard::balance::DirtyMemory;
 pub use shard::{Shard, Step};
 pub use stats::EngineStats;

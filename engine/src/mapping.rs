@@ -1,6 +1,8 @@
 //! Mappings: a range of a namespace as bytes and pages in the cache.
 
+mod batch;
 mod checkpoint;
+mod gather;
 mod length;
 pub(crate) mod mirror;
 pub(crate) mod optimistic;
@@ -39,6 +41,7 @@ use crate::writeback::control::{
 use crate::writeback::guard;
 #[cfg(doc)]
 use crate::writeback::pass::DirtyFolio;
+pub use batch::ReadAt;
 pub(crate) use readahead::HandleReadahead;
 
 const PAGE: u64 = PAGE_BYTES as u64;

@@ -10,11 +10,13 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::cache::folio::FrameId;
 use crate::error::Result;
+use crate::page_list::PageList;
 use crate::writeback::control::WritebackOutcome;
 
 /// Pages that one request can ask for: what a `read_at` brings in with one message.
@@ -103,6 +105,7 @@ struct ReplySlot {
     state: AtomicU32,
     waker: Mutex<Option<Waker>>,
     reply: UnsafeCell<Option<Reply>>,
+    list: PageList,
 }
 
 // SAFETY: `reply` is written by the shard while the slot is PENDING or ABANDONED and read by the requester after
@@ -127,6 +130,7 @@ impl ReplySlots {
             state: AtomicU32::new(FREE),
             waker: Mutex::new(None),
             reply: UnsafeCell::new(None),
+            list: PageList::new(),
         };
         Self { slots: (0..count).map(|_| slot()).collect(), free: (sender, receiver) }
     }
@@ -138,11 +142,24 @@ impl ReplySlots {
     /// Takes a free slot, PENDING from now on; `None` when all are in use.
     pub(crate) fn acquire(&self) -> Option<SlotId> {
         let index = self.free.1.try_recv().ok()?;
-        self.slots[index as usize].state.store(PENDING, Ordering::Relaxed);
+        let at = &self.slots[index as usize];
+        at.list.clear();
+        at.state.store(PENDING, Ordering::Relaxed);
         Some(SlotId(index))
     }
 
-    fn release(&self, slot: SlotId) {
+    /// The list of pages beside a slot that is taken.
+    pub(crate) fn list(&self, slot: SlotId) -> &PageList {
+        &self.slots[slot.0 as usize].list
+    }
+
+    /// Whether more than half of the slots are free: only then hints take some.
+    pub(crate) fn are_plenty(&self) -> bool {
+        self.free.1.len() > self.slots.len() / 2
+    }
+
+    /// Frees a slot whose reply has been [taken](Self::poll_kept).
+    pub(crate) fn release(&self, slot: SlotId) {
         let at = &self.slots[slot.0 as usize];
         // A waker is the user's code: it is dropped after the lock.
         let waker = at.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -177,6 +194,11 @@ impl ReplySlots {
         None
     }
 
+    /// Whether the requester has gone, and left the slot to the shard.
+    pub(crate) fn is_abandoned(&self, slot: SlotId) -> bool {
+        self.slots[slot.0 as usize].state.load(Ordering::Acquire) == ABANDONED
+    }
+
     /// Takes the reply out of a slot that is DONE.
     fn take(&self, slot: SlotId) -> Option<Reply> {
         // SAFETY: callers have seen DONE (the requester) or own the abandoned slot (the shard).
@@ -188,6 +210,15 @@ impl ReplySlots {
 
     /// Polls a slot; on DONE the reply is taken and the slot is free again.
     pub(crate) fn poll(&self, slot: SlotId, waker: &Waker) -> Poll<Reply> {
+        let polled = self.poll_kept(slot, waker);
+        if polled.is_ready() {
+            self.release(slot);
+        }
+        polled
+    }
+
+    /// As [`poll`](Self::poll); the slot, and with it its list of pages, stays the caller's, who releases it.
+    pub(crate) fn poll_kept(&self, slot: SlotId, waker: &Waker) -> Poll<Reply> {
         let at = &self.slots[slot.0 as usize];
         if at.state.load(Ordering::Acquire) != DONE {
             let waker = waker.clone();
@@ -198,9 +229,7 @@ impl ReplySlots {
                 return Poll::Pending;
             }
         }
-        let reply = self.take(slot).expect("a done slot has a reply");
-        self.release(slot);
-        Poll::Ready(reply)
+        Poll::Ready(self.take(slot).expect("a done slot has a reply"))
     }
 
     /// Gives up waiting. A reply that has come already is handed back for its grants to be released.
@@ -244,21 +273,94 @@ thread_local! {
 
 /// Runs a future on this thread: spins a little, then parks. Allocates once a thread.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
+    let mut spins = 0;
+    run(future, |woken| {
+        if woken {
+            spins = 0;
+        } else if spins < SPINS {
+            spins += 1;
+            std::hint::spin_loop();
+        } else {
+            std::thread::park();
+        }
+        Waiting::GoesOn
+    })
+    .expect("it waits without end")
+}
+
+/// Runs a future on this thread for as long as a deadline allows; `None` when it has passed, and the future is dropped: for
+/// the `_async` twin of a blocking method that cancels it.
+///
+/// ```
+/// # use foliant::{Engine, EngineOptions, MappingOptions};
+/// # use std::time::{Duration, Instant};
+/// # fn main() -> foliant::Result<()> {
+/// # let engine = Engine::open("emu:ram?size=16M", &EngineOptions::default())?;
+/// # let mapping = engine.mapping(&MappingOptions::default())?;
+/// let mut page = [0; 4096];
+/// let deadline = Instant::now() + Duration::from_secs(1);
+/// match foliant::block_until(deadline, mapping.read_at_async(8192, &mut page)) {
+///     Some(read) => read?,
+///     None => println!("gave up"),
+/// }
+/// # engine.close()
+/// # }
+/// ```
+pub fn block_until<F: Future>(deadline: Instant, future: F) -> Option<F::Output> {
+    let mut spins = 0;
+    run(future, |woken| {
+        if !woken && spins < SPINS {
+            spins += 1;
+            std::hint::spin_loop();
+            return Waiting::GoesOn;
+        }
+        // Looked at after each wake-up as well: some futures wake themselves.
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Waiting::Ends;
+        }
+        if woken {
+            spins = 0;
+        } else {
+            std::thread::park_timeout(left);
+        }
+        Waiting::GoesOn
+    })
+}
+
+/// Runs a future on this thread, which does `step` again and again while it waits.
+pub(crate) fn poll_until_ready<F: Future>(future: F, mut step: impl FnMut()) -> F::Output {
+    run(future, |_| {
+        step();
+        Waiting::GoesOn
+    })
+    .expect("it waits without end")
+}
+
+/// Whether a thread goes on waiting.
+enum Waiting {
+    GoesOn,
+    Ends,
+}
+
+/// Polls a future whenever its waker was called; before that `wait` is done again and again, at least once, and the first
+/// time with `true`.
+fn run<F: Future>(future: F, mut wait: impl FnMut(bool) -> Waiting) -> Option<F::Output> {
     let mut future = std::pin::pin!(future);
     WAKER.with(|(thread, waker)| {
         let mut context = Context::from_waker(waker);
         loop {
             thread.woken.store(0, Ordering::Relaxed);
             if let Poll::Ready(output) = Pin::as_mut(&mut future).poll(&mut context) {
-                return output;
+                return Some(output);
             }
-            let mut spins = 0;
-            while thread.woken.load(Ordering::Acquire) == 0 {
-                if spins < SPINS {
-                    spins += 1;
-                    std::hint::spin_loop();
-                } else {
-                    std::thread::park();
+            let mut first = true;
+            loop {
+                if let Waiting::Ends = wait(std::mem::take(&mut first)) {
+                    return None;
+                }
+                if thread.woken.load(Ordering::Acquire) != 0 {
+                    break;
                 }
             }
         }

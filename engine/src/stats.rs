@@ -118,6 +118,9 @@ counters! {
     /// Requests for readahead that weren't carried out, or not to their end: the shard had too many of them, or too few
     /// frames that it could free at once.
     readahead_dropped,
+    /// Requests for pages, and reads for them, that were taken back since nobody waited for them any more: their futures
+    /// were dropped.
+    requests_cancelled,
     /// Pages made without reading, because a writer filled them whole.
     pages_created,
     /// Pages written back.

@@ -111,10 +111,15 @@ impl Mapping {
         if range.is_empty() {
             return Ok(0);
         }
-        let most = ((self.engine.frames / PREFETCH_FRAMES_PART) >> order.0).max(1);
+        let most = self.prefetch_pages_max();
         let (first, end) = (pages.start >> order.0, pages.end.div_ceil(order.pages()));
         let asked_end = self.post(&Window { pages: first..end.min(first + most), marker: None, read: 1 });
         Ok((asked_end * PAGE).clamp(range.start, range.end) - range.start)
+    }
+
+    /// The most pages that one call asks for.
+    pub(super) fn prefetch_pages_max(&self) -> u64 {
+        ((self.engine.frames / PREFETCH_FRAMES_PART) >> self.open.shape.order.0).max(1)
     }
 
     /// A pin of a page of 4096 bytes met a folio that was read ahead: its first use, the marker, or both.
@@ -214,6 +219,8 @@ impl Mapping {
             let request = ReadaheadRequest {
                 mapping: self.open.shape.slot,
                 pages,
+                lists: None,
+                listed: 0,
                 marker: window.marker.map(|marker| self.first(marker)),
                 used_at_once: self.first(window.read),
                 turns: 0,

@@ -42,6 +42,8 @@ pub(crate) struct ShardLink {
     pub bell: OwnedFd,
     /// A folio with parked requests was released, or a frame was orphaned: look.
     kick: AtomicBool,
+    /// A request was given up that was sent and not answered.
+    cancelled: AtomicBool,
     /// Somebody wants the flusher to run.
     writeback_request: AtomicBool,
     /// Folios granted unfilled to a request that was dropped: the shard frees them.
@@ -82,6 +84,7 @@ impl ShardLink {
             doze: Doze::new(),
             bell,
             kick: AtomicBool::new(false),
+            cancelled: AtomicBool::new(false),
             writeback_request: AtomicBool::new(false),
             orphans: Mutex::new(Vec::new()),
             dirty_background,
@@ -192,6 +195,20 @@ impl ShardLink {
         self.cache.balance.unreserve(grants.reserved);
     }
 
+    /// Gives up waiting for an answer; what it granted, if it has come already, is given back.
+    pub(crate) fn abandon(&self, slot: SlotId) {
+        match self.replies.abandon(slot) {
+            Some(Ok(grants)) => self.give_back(&grants),
+            Some(Err(_)) => {}
+            None => self.cancelled.store(true, Ordering::Release),
+        }
+    }
+
+    /// The shard's side: whether requests were given up since it last asked.
+    pub(crate) fn take_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed) && self.cancelled.swap(false, Ordering::AcqRel)
+    }
+
     /// The shard is polled no more: whatever is in the inbox, or comes, is answered with [`Error::Closed`].
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
@@ -205,7 +222,34 @@ impl ShardLink {
             return;
         }
         while let Ok(message) = self.outbox.try_recv() {
-            self.replies.answer(message.slot, Err(Error::Closed));
+            self.refuse(&message, &Error::Closed);
+        }
+    }
+
+    /// Answers a message that was never begun, all of its slots.
+    pub(crate) fn refuse(&self, message: &Message, error: &Error) {
+        let mut at = Some(message.slot);
+        while let Some(slot) = at {
+            // An answered slot may be somebody else's at once.
+            at = self.replies.list(slot).next();
+            self.replies.answer(slot, Err(error.clone()));
+        }
+    }
+
+    /// Puts a message into the inbox of the shard and sees to it that the shard looks. A refused message's slots are the
+    /// sender's to free.
+    pub(crate) fn send(&self, slot: SlotId, request: Request) -> Result<()> {
+        match self.inbox.try_send(Message { slot, request }) {
+            Ok(()) => {
+                self.requests.fetch_add(1, Ordering::Relaxed);
+                self.wake();
+                self.answer_if_closed();
+                Ok(())
+            }
+            // Never full: a slot is held for each message. Disconnected: the shard was dropped.
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
+                Err(self.failure().unwrap_or(Error::Closed))
+            }
         }
     }
 
@@ -224,8 +268,8 @@ impl ShardLink {
         self.failed.get().is_some()
     }
 
-    /// Sends a request and waits for its answer. Dropping the future abandons the request: it is carried out
-    /// or not, and what it was granted is given back.
+    /// Sends a request and waits for its answer. Dropping the future gives the request up: what it was granted is
+    /// given back, and pages that it waits for aren't read any more unless they are with the device.
     pub(crate) fn request(&self, request: Request) -> RequestFuture<'_> {
         RequestFuture { link: self, state: State::Unsent(request), refused: None }
     }
@@ -268,21 +312,12 @@ impl Future for RequestFuture<'_> {
                 context.waker().wake_by_ref();
                 return Poll::Pending;
             };
-            let message = Message { slot, request: request.clone() };
-            match link.inbox.try_send(message) {
-                Ok(()) => {
-                    link.requests.fetch_add(1, Ordering::Relaxed);
-                    link.wake();
-                    link.answer_if_closed();
-                    self.state = State::Waiting(slot);
-                }
-                Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
-                    // Never full: a slot is held for each message. Disconnected: the shard was dropped.
-                    link.replies.abandon_unsent(slot);
-                    self.state = State::Finished;
-                    return Poll::Ready(Err(link.failure().unwrap_or(Error::Closed)));
-                }
+            if let Err(error) = link.send(slot, request.clone()) {
+                link.replies.abandon_unsent(slot);
+                self.state = State::Finished;
+                return Poll::Ready(Err(error));
             }
+            self.state = State::Waiting(slot);
         }
         match self.state {
             State::Waiting(slot) => {
@@ -299,10 +334,8 @@ impl Future for RequestFuture<'_> {
 
 impl Drop for RequestFuture<'_> {
     fn drop(&mut self) {
-        if let State::Waiting(slot) = self.state
-            && let Some(Ok(grants)) = self.link.replies.abandon(slot)
-        {
-            self.link.give_back(&grants);
+        if let State::Waiting(slot) = self.state {
+            self.link.abandon(slot);
         }
     }
 }

@@ -10,6 +10,8 @@
 //! | [`link`] | what other threads share of a shard; how they send requests |
 //! | [`balance`] | which writers may dirty pages now, which wait |
 //! | [`pages`] | requests for pages: misses, waits for holders, grants |
+//! | [`gather`] | requests for scattered pages |
+//! | [`cancel`] | requests for pages that nobody waits for any more |
 //! | [`appends`] | how large the folios are that are made for writers |
 //! | [`device`] | submitting reads, taking completions, watching for a device that stopped answering |
 //! | [`readahead`] | what is read before it is asked for |
@@ -23,16 +25,20 @@
 //! | [`resync`] | copying to a mirror beside writes |
 //! | [`raw`] | labels, and other memory outside the cache |
 //! | [`discard`] | dropping ranges; closing mappings |
+//! | [`drive`] | waiting by polling |
 //! | [`runner`] | the thread that polls a shard and sleeps when there is nothing to do |
 
 pub(crate) mod appends;
 pub(crate) mod balance;
+pub(crate) mod cancel;
 pub(crate) mod commits;
 pub(crate) mod device;
 pub(crate) mod discard;
 pub(crate) mod doze;
+pub(crate) mod drive;
 pub(crate) mod flush;
 pub(crate) mod gates;
+pub(crate) mod gather;
 pub(crate) mod link;
 pub(crate) mod mirror;
 pub(crate) mod open;
@@ -313,6 +319,7 @@ impl Shard {
             }
         }
         progressed |= self.step_retries();
+        self.drop_cancelled();
         self.submit_reads();
         progressed |= self.step_syncs();
         progressed |= self.step_oldest();
@@ -423,11 +430,13 @@ impl Shard {
                 self.answer(slot, Ok(Grants::none()));
             }
             Request::Close { mapping } => self.begin_discard(slot, mapping, Removal::Close),
+            Request::Pages { .. } if self.is_given_up(slot) => {}
             Request::Pages { mapping, first, count, want, pacing } => {
                 let ticket = Ticket::new(mapping, first, count, want, pacing, self.now_ns);
                 self.tickets[slot.0 as usize] = Some(ticket);
                 self.balance_dirty_pages(slot);
             }
+            Request::Gather { mapping } => self.receive_gather(slot, mapping),
             Request::Sync { mapping, pages } => self.begin_sync(slot, mapping, pages),
             Request::Writeback { mapping, order } => self.begin_requested_pass(slot, mapping, order),
             Request::FlushUntil { mapping, lsn } => self.begin_flush_until(slot, mapping, lsn),
@@ -497,7 +506,7 @@ impl Shard {
         }
         self.drop_readahead();
         while let Ok(message) = self.inbox.try_recv() {
-            self.answer(message.slot, Err(error.clone()));
+            self.link.refuse(&message, &error);
             progressed = true;
         }
         Step { progressed, waiting: false, due_ns: None }

@@ -138,6 +138,12 @@ impl ParkedList {
         index
     }
 
+    /// Who waits in an entry, and the entry after it.
+    pub(super) fn waiter(&self, index: u32) -> (SlotId, u32) {
+        let parked = self.entries[index as usize];
+        (parked.slot, parked.next)
+    }
+
     fn release(&mut self, index: u32) -> Parked {
         let parked = self.entries[index as usize];
         self.entries[index as usize].next = self.free;
@@ -213,7 +219,10 @@ impl Shard {
                 return Begun::Yes;
             }
         };
-        if self.discards.iter().any(|job| job.overlaps(&mapping.shape, first..first + u64::from(count))) {
+        if want == Want::Gather {
+            return self.try_begin_gather(slot, &mapping);
+        }
+        if self.waits_for_discard(slot, &mapping) {
             return Begun::Discarding;
         }
         if self.exceeds_gate_bound(&mapping, first, count, want) {
@@ -221,7 +230,7 @@ impl Shard {
         }
         self.reshape(&mapping, first, count, want);
         // All frames at once, or none: a request never holds some while it waits for others.
-        if !self.make_room(&mapping, first, count) {
+        if !self.make_room(&mapping, |shard| shard.missing(&mapping.shape, first, count)) {
             return Begun::NoFrames;
         }
         self.frames_needed = 0;
@@ -234,7 +243,7 @@ impl Shard {
     /// Makes folios that are there fit what is wanted of them, unless somebody holds them just now: a pin is of one block
     /// only, since whoever holds one must be able to ask for the next; and where the rest of a folio is wanted that was
     /// never filled, that rest goes.
-    fn reshape(&mut self, mapping: &OpenMapping, first: u64, count: u32, want: Want) {
+    pub(super) fn reshape(&mut self, mapping: &OpenMapping, first: u64, count: u32, want: Want) {
         let shape = &mapping.shape;
         let mut page = first;
         while page < first + u64::from(count) {
@@ -267,11 +276,12 @@ impl Shard {
         blocks.filter(|&page| self.cache.find(shape, page).is_none()).count()
     }
 
-    fn make_room(&mut self, mapping: &OpenMapping, first: u64, count: u32) -> bool {
+    /// Makes room for the blocks that `missing` counts.
+    pub(super) fn make_room(&mut self, mapping: &OpenMapping, missing: impl Fn(&Self) -> usize) -> bool {
         let (shape, kept) = (&mapping.shape, self.frames_kept_from(mapping));
         let block = shape.order.pages() as usize;
         for _ in 0..2 {
-            let missing = self.missing(shape, first, count);
+            let missing = missing(self);
             if self.has_room(shape, missing, kept) {
                 return true;
             }
@@ -279,7 +289,7 @@ impl Shard {
             self.frames_needed = missing * block + kept;
             self.evict((shape.order, missing + kept.div_ceil(block)), EVICT_STEPS);
         }
-        self.has_room(shape, self.missing(shape, first, count), kept)
+        self.has_room(shape, missing(self), kept)
     }
 
     /// Whether `blocks` blocks can be installed so that `kept` frames stay free.
@@ -335,9 +345,7 @@ impl Shard {
             let order = self.order_for_new(shape, page, end, want);
             let head = self.cache.install(shape, page, order).expect("room was made for every missing page");
             let pages = order.pages().min(end - page);
-            let refault = self.cache.refault(shape, head, pages);
-            bump(&self.link.counters.refaults, refault.blocks * shape.order.pages());
-            bump(&self.link.counters.refaults_hot, refault.hot * shape.order.pages());
+            self.count_refault(shape, head, pages);
             let folio = self.cache.shared.folio(head);
             if want == Want::Create {
                 folio.publish_exclusive();
@@ -355,6 +363,13 @@ impl Shard {
             page += pages;
         }
         self.reads.extend(run);
+    }
+
+    /// A folio was installed for somebody who wants its first `pages` pages.
+    pub(super) fn count_refault(&mut self, shape: &MappingShape, head: FrameId, pages: u64) {
+        let refault = self.cache.refault(shape, head, pages);
+        bump(&self.link.counters.refaults, refault.blocks * shape.order.pages());
+        bump(&self.link.counters.refaults_hot, refault.hot * shape.order.pages());
     }
 
     /// Parks a request on a folio that is being read in for it.
@@ -407,7 +422,7 @@ impl Shard {
     }
 
     /// A page that is in the cache already, or on its way. Returns how many pages that settles.
-    fn join_present(
+    pub(super) fn join_present(
         &mut self,
         slot: SlotId,
         position: usize,
@@ -436,8 +451,8 @@ impl Shard {
             }
             Want::Create => {}
             // On its way from the device: share that read. Being filled by a writer, or there: not granted.
-            Want::Fill if state.filled() > 0 || state.exclusive() => {}
-            Want::Fill => {
+            Want::Fill | Want::Gather if state.filled() > 0 || state.exclusive() => {}
+            Want::Fill | Want::Gather => {
                 self.park(slot, position, place.head);
                 return 1;
             }
@@ -449,12 +464,12 @@ impl Shard {
         shape.order.pages()
     }
 
-    fn ticket(&mut self, slot: SlotId) -> &mut Ticket {
+    pub(super) fn ticket(&mut self, slot: SlotId) -> &mut Ticket {
         self.tickets[slot.0 as usize].as_mut().expect("a request in service has its ticket")
     }
 
     /// Appends to the folio's parked list.
-    fn park(&mut self, slot: SlotId, position: usize, head: FrameId) {
+    pub(super) fn park(&mut self, slot: SlotId, position: usize, head: FrameId) {
         self.ticket(slot).pending += 1;
         let entry = self.parked.allocate(slot, position);
         let folio = self.cache.shared.folio(head);
@@ -530,7 +545,11 @@ impl Shard {
             }
             let Parked { slot, position, next } = self.parked.entries[first as usize];
             let Ticket { want, first: first_page, mapping, .. } = *self.ticket(slot);
-            let within = first_page + u64::from(position) - folio.key().page();
+            let page = match want {
+                Want::Gather => self.link.replies.list(slot).page(usize::from(position)),
+                _ => first_page + u64::from(position),
+            };
+            let within = page - folio.key().page();
             let frame = FrameId(head.0 + within as u32);
             let block = self.mapping(mapping).map_or(FolioOrder::MAX, |mapping| mapping.shape.order);
             let state = folio.state();
@@ -539,7 +558,7 @@ impl Shard {
             let unfit = want.is_single() && state.filled() > 0 && (within >= state.filled() || too_large);
             let granted = match want {
                 _ if unfit => false,
-                Want::Fill | Want::Copy | Want::Pin => folio.grant_pin(within),
+                Want::Fill | Want::Gather | Want::Copy | Want::Pin => folio.grant_pin(within),
                 // A sync that waits for this page comes before the next writer, or it might never come (WB-03).
                 Want::Change | Want::PinMut => {
                     !self.sync_waits_for(head)
@@ -553,8 +572,8 @@ impl Shard {
                 }
                 Want::Create => false,
             };
-            // A `Fill` waits for I/O only: where a writer has come in between, it goes without this page.
-            let goes_without = want == Want::Fill && state.filled() > 0;
+            // Who fills waits for I/O only: where a writer has come in between, it goes without this page.
+            let goes_without = matches!(want, Want::Fill | Want::Gather) && state.filled() > 0;
             let restarts = unfit && !folio.is_held();
             if !granted && !goes_without && !restarts {
                 // Whoever has it must kick; one that was parked while the folio was read in isn't announced yet. News?
@@ -654,7 +673,7 @@ impl Shard {
         self.deferred.push_back(slot);
     }
 
-    fn finish_if_complete(&mut self, slot: SlotId) {
+    pub(super) fn finish_if_complete(&mut self, slot: SlotId) {
         let Some(ticket) = &self.tickets[slot.0 as usize] else { return };
         // `try_begin_pages` finishes by itself what is complete at once.
         if ticket.pending > 0 || ticket.begins_anew {
@@ -683,10 +702,9 @@ impl Shard {
             }
             let slot = SlotId(slot as u32);
             if let Some(at) = self.deferred.iter().position(|&deferred| deferred == slot) {
-                let (number, page, count) = (ticket.mapping, ticket.first, u64::from(ticket.count));
-                let discarded = self.mapping(number).is_ok_and(|mapping| {
-                    self.discards.iter().any(|job| job.overlaps(&mapping.shape, page..page + count))
-                });
+                let (number, page) = (ticket.mapping, ticket.first);
+                let discarded =
+                    self.mapping(number).is_ok_and(|mapping| self.waits_for_discard(slot, &mapping));
                 self.deferred.remove(at);
                 self.tickets[slot.0 as usize] = None;
                 if discarded {

@@ -24,6 +24,7 @@ use super::payload::{FolioRun, PayloadKind, ShardPayload};
 use super::request::Want;
 use crate::cache::folio::{FrameId, NONE};
 use crate::cache::readahead::Asked;
+use crate::reply::SlotId;
 use crate::stats::bump;
 use crate::writeback::events::{self, Op};
 
@@ -42,6 +43,11 @@ pub(crate) struct ReadaheadRequest {
     pub mapping: u16,
     /// Pages of 4096 bytes, whole pages of the mapping, all of one shard.
     pub pages: Range<u64>,
+    /// Scattered pages instead: the first of a chain of reply slots whose lists name them, and which nobody waits for. The
+    /// shard frees them. Then `pages` is what is carried out of them now.
+    pub lists: Option<SlotId>,
+    /// Entries of the first list that are in `pages` or were.
+    pub listed: usize,
     /// The page that becomes the marker, if it is one of these.
     pub marker: Option<u64>,
     /// How many of them are used at a time: folios are made no larger.
@@ -138,14 +144,14 @@ impl Shard {
                 break;
             };
             let before = request.pages.start;
-            let outcome = self.read_ahead(&mut request, &mut budget);
+            let outcome = self.read_ahead_scattered(&mut request, &mut budget);
             budget = budget.saturating_sub(REQUEST_COST);
             progressed |= outcome != Outcome::Later || request.pages.start != before;
             if matches!(outcome, Outcome::Later | Outcome::Turning) {
                 self.readahead = Some(request);
                 break;
             }
-            self.link.readahead.served();
+            self.end_readahead(request);
             if outcome == Outcome::Dropped {
                 bump(&self.link.counters.readahead_dropped, 1);
             }
@@ -155,9 +161,56 @@ impl Shard {
 
     /// Forgets what waits.
     pub(super) fn drop_readahead(&mut self) {
-        while self.readahead.take().or_else(|| self.link.readahead.receiver.try_recv().ok()).is_some() {
-            self.link.readahead.served();
+        while let Some(request) =
+            self.readahead.take().or_else(|| self.link.readahead.receiver.try_recv().ok())
+        {
+            self.end_readahead(request);
         }
+    }
+
+    /// A request is over, whatever became of it.
+    fn end_readahead(&self, request: ReadaheadRequest) {
+        let mut lists = request.lists;
+        while let Some(slot) = lists {
+            lists = self.link.replies.list(slot).next();
+            self.link.replies.release(slot);
+        }
+        self.link.readahead.served();
+    }
+
+    /// Carries a request out list by list, if it has lists: neighbours among their pages together.
+    fn read_ahead_scattered(&mut self, request: &mut ReadaheadRequest, budget: &mut u64) -> Outcome {
+        if request.lists.is_none() {
+            return self.read_ahead(request, budget);
+        }
+        let Ok(mapping) = self.mapping(request.mapping) else { return Outcome::Dropped };
+        let (link, block) = (self.link.clone(), mapping.shape.order.pages());
+        while let Some(slot) = request.lists {
+            let list = link.replies.list(slot);
+            loop {
+                if !request.pages.is_empty() {
+                    let outcome = self.read_ahead(request, budget);
+                    if outcome != Outcome::Done {
+                        return outcome;
+                    }
+                }
+                if request.listed == list.len() {
+                    break;
+                }
+                let first = list.page(request.listed);
+                let run_end = mapping.shape.striping.run_end(first);
+                let mut end = first;
+                while request.listed < list.len() && list.page(request.listed) <= end.min(run_end - 1) {
+                    end = list.page(request.listed) + block;
+                    request.listed += 1;
+                }
+                request.pages = first..end;
+            }
+            request.lists = list.next();
+            request.listed = 0;
+            link.replies.release(slot);
+        }
+        Outcome::Done
     }
 
     fn read_ahead(&mut self, request: &mut ReadaheadRequest, budget: &mut u64) -> Outcome {

@@ -24,6 +24,8 @@ pub(crate) enum Want {
     /// Bring in what is missing, all of it at once, and grant shared pins on that. Pages that are there already
     /// are not granted: so the request waits for I/O only, never for another holder.
     Fill,
+    /// As `Fill`, of the pages that the list of the reply slot names, each pinned by itself.
+    Gather,
     /// Make what is missing without reading it, exclusively held, for a writer that will fill all of it. Pages
     /// that are there already are not granted.
     Create,
@@ -47,13 +49,13 @@ impl Want {
 
     /// Whether it is for one page, whoever holds it now.
     pub(crate) fn is_single(self) -> bool {
-        !matches!(self, Self::Fill | Self::Create)
+        !matches!(self, Self::Fill | Self::Gather | Self::Create)
     }
 
     /// How what is granted is held.
     pub(crate) fn hold(self) -> Hold {
         match self {
-            Self::Fill | Self::Copy | Self::Pin => Hold::Shared,
+            Self::Fill | Self::Gather | Self::Copy | Self::Pin => Hold::Shared,
             Self::Create | Self::Change | Self::ChangeBesideDevice | Self::PinMut => Hold::Exclusive,
         }
     }
@@ -78,6 +80,8 @@ pub(crate) enum Request {
     /// Pages `first..first + count` of a mapping, all of this shard; at most
     /// [`GRANTS_MAX`](crate::reply::GRANTS_MAX).
     Pages { mapping: u16, first: u64, count: u32, want: Want, pacing: Pacing },
+    /// The pages in the lists of the message's reply slots: each slot is answered by itself.
+    Gather { mapping: u16 },
     /// Write everything dirty in a page range, and wait for every write in it (WB-03, WB-29).
     Sync { mapping: u16, pages: Range<u64> },
     /// A pass of its own (`struct writeback_control`).

@@ -1,0 +1,233 @@
+//! Batches: many scattered reads at once.
+//!
+//! All pages that are missing are asked for together, each shard by one message, and are with the device before anything
+//! is waited for ([`Gather`]). What comes is copied and released as it comes, whatever else is still on its way; pages that
+//! others hold are waited for at the end, one by one and with nothing held, as a single read does. So a batch waits for I/O
+//! only while it holds pages, and two batches never wait for each other.
+
+use super::gather::{Added, Gather};
+use super::{Mapping, overlap};
+use crate::error::{Error, Result};
+use crate::reply::block_on;
+use crate::shard::readahead::Posted;
+
+/// One read of a batch ([`Mapping::read_many`]): any number of bytes anywhere in the mapping.
+#[derive(Debug)]
+pub struct ReadAt<'a> {
+    offset: u64,
+    buf: &'a mut [u8],
+    /// Bytes that have been copied, each page's once.
+    done: usize,
+    error: Option<Error>,
+}
+
+impl<'a> ReadAt<'a> {
+    /// A read of `buf.len()` bytes from byte `offset` on.
+    pub fn new(offset: u64, buf: &'a mut [u8]) -> Self {
+        Self { offset, buf, done: 0, error: None }
+    }
+
+    /// First byte.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// What was read, once it [is done](Self::is_done).
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        self.buf
+    }
+
+    /// Whether all of its bytes have been read.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.done == self.buf.len()
+    }
+
+    /// Why it couldn't be read.
+    #[must_use]
+    pub fn error(&self) -> Option<&Error> {
+        self.error.as_ref()
+    }
+
+    /// Copies what it wants of a page that is pinned, all of it or nothing.
+    fn take(&mut self, first: u64, page_bytes: usize, page: &[u8]) {
+        let Some((from, to, within)) = overlap(first, self.offset, self.buf.len(), page_bytes) else {
+            return;
+        };
+        // A page that has been cut off meanwhile shows less.
+        if let Some(bytes) = page.get(within..within + to - from) {
+            self.buf[from..to].copy_from_slice(bytes);
+            self.done += to - from;
+        }
+    }
+}
+
+/// How far a batch has been looked through.
+#[derive(Debug, Default)]
+struct Cursor {
+    read: usize,
+    /// Bytes of that read that are done or asked for.
+    at: usize,
+}
+
+impl Mapping {
+    /// Reads many places at once: everything that is missing goes to the device together, with one doorbell a shard. In any
+    /// order, of any length; two of them may name the same page. Afterwards each of `reads` [is done](ReadAt::is_done) or
+    /// has an [error](ReadAt::error).
+    ///
+    /// Pages of a batch are known to be wanted, and only those are: nothing is read ahead for it. A batch may be larger
+    /// than the cache.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] and [`Error::Closed`] before anything is read. [`Error::Device`], naming the page, when the
+    /// device can't read one: of several the first in the order of `reads`; all others are delivered. After any
+    /// other error of [`read_at`](Self::read_at) reads may be neither done nor failed.
+    pub fn read_many(&self, reads: &mut [ReadAt<'_>]) -> Result<()> {
+        self.begin_many(reads)?;
+        let mut cursor = Cursor::default();
+        if self.read_many_hits(reads, &mut cursor) {
+            Ok(())
+        } else {
+            block_on(self.read_many_rest(reads, cursor))
+        }
+    }
+
+    /// As [`read_many`](Self::read_many), without blocking the thread. Dropping the future cancels it: what isn't with
+    /// the device yet isn't read any more, and what has come is given back.
+    ///
+    /// # Errors
+    /// As `read_many`.
+    pub async fn read_many_async(&self, reads: &mut [ReadAt<'_>]) -> Result<()> {
+        self.begin_many(reads)?;
+        let mut cursor = Cursor::default();
+        if self.read_many_hits(reads, &mut cursor) {
+            Ok(())
+        } else {
+            self.read_many_rest(reads, cursor).await
+        }
+    }
+
+    /// Asks for scattered pages to be brought into the cache, and returns at once, as [`prefetch`](Self::prefetch)
+    /// does; each shard reads its part with one doorbell. Returns how many, from the first on, were asked for: fewer than
+    /// all when a quarter of the cache, or too many for the shards to remember.
+    ///
+    /// # Errors
+    /// [`Error::OutOfRange`] when a page lies behind the end, before anything is asked for; [`Error::Closed`].
+    pub fn prefetch_many(&self, pages: &[u64]) -> Result<usize> {
+        self.check_open()?;
+        pages.iter().try_for_each(|&page| self.check_page(page))?;
+        let most = self.prefetch_pages_max() as usize;
+        let mut gather = Gather::new(self);
+        // What the shards have, and what has been put into lists since.
+        let (mut posted, mut listed) = (0, 0);
+        for &page in &pages[..pages.len().min(most)] {
+            if gather.add(self.first(page), 0) == Added::NoRoom {
+                if gather.is_empty() || gather.post(None) == Posted::Refused {
+                    return Ok(posted);
+                }
+                posted = listed;
+                if gather.add(self.first(page), 0) == Added::NoRoom {
+                    return Ok(posted);
+                }
+            }
+            listed += 1;
+        }
+        if gather.post(None) == Posted::Yes {
+            posted = listed;
+        }
+        Ok(posted)
+    }
+
+    fn begin_many(&self, reads: &mut [ReadAt<'_>]) -> Result<()> {
+        self.check_open()?;
+        reads.iter().try_for_each(|read| self.check_range(read.offset, read.buf.len()))?;
+        for read in reads {
+            read.done = 0;
+            read.error = None;
+        }
+        Ok(())
+    }
+
+    /// Copies what is cached, up to the first page that isn't to be had at once; true when that is all.
+    fn read_many_hits(&self, reads: &mut [ReadAt<'_>], cursor: &mut Cursor) -> bool {
+        while let Some(read) = reads.get_mut(cursor.read) {
+            read.done = self.read_hits(read.offset, read.buf);
+            if !read.is_done() {
+                cursor.at = read.done;
+                return false;
+            }
+            cursor.read += 1;
+        }
+        true
+    }
+
+    async fn read_many_rest(&self, reads: &mut [ReadAt<'_>], mut cursor: Cursor) -> Result<()> {
+        let page_bytes = self.page_bytes();
+        let mut gather = Gather::new(self);
+        let mut refused = None;
+        loop {
+            let added = self.add_missing(reads, &mut cursor, &mut gather);
+            if gather.is_empty() {
+                if added == Added::Yes {
+                    break;
+                }
+                gather.wait_for_slot(&mut refused).await?;
+                continue;
+            }
+            refused = None;
+            gather.send()?;
+            std::future::poll_fn(|context| {
+                gather.poll(context, |first, tag, pin| reads[tag as usize].take(first, page_bytes, &pin))
+            })
+            .await?;
+        }
+        drop(gather);
+        self.read_many_held(reads).await
+    }
+
+    /// Copies what is cached from the cursor on, and puts what isn't into lists.
+    fn add_missing(&self, reads: &mut [ReadAt<'_>], cursor: &mut Cursor, gather: &mut Gather<'_>) -> Added {
+        let page_bytes = self.page_bytes() as u64;
+        while let Some(read) = reads.get_mut(cursor.read) {
+            while cursor.at < read.buf.len() {
+                let byte = read.offset + cursor.at as u64;
+                let page = byte / page_bytes;
+                let to = read.buf.len().min(((page + 1) * page_bytes - read.offset) as usize);
+                let part = &mut read.buf[cursor.at..to];
+                // A page of which only a part is to be had at once is asked for as a whole.
+                if self.read_hits(byte, part) == part.len() {
+                    read.done += part.len();
+                } else if gather.add(self.first(page), cursor.read as u32) == Added::NoRoom {
+                    return Added::NoRoom;
+                }
+                cursor.at = to;
+            }
+            cursor.read += 1;
+            cursor.at = 0;
+        }
+        Added::Yes
+    }
+
+    /// What the shards left out, since somebody held it, came meanwhile, or couldn't be read.
+    async fn read_many_held(&self, reads: &mut [ReadAt<'_>]) -> Result<()> {
+        let mut result = Ok(());
+        for read in reads.iter_mut().filter(|read| !read.is_done()) {
+            match self.read_at_async(read.offset, read.buf).await {
+                Ok(()) => read.done = read.buf.len(),
+                Err(error) => {
+                    read.error = Some(error.clone());
+                    let goes_on = matches!(error, Error::Device { .. } | Error::TryAgain { .. });
+                    if result.is_ok() {
+                        result = Err(error);
+                    }
+                    if !goes_on {
+                        break;
+                    }
+                }
+            }
+        }
+        result
+    }
+}

@@ -1,0 +1,77 @@
+//! Requests for pages that nobody waits for any more: their futures were dropped.
+//!
+//! What such a request hasn't submitted isn't submitted: one that is still in the inbox isn't begun, one that waits for frames is
+//! forgotten, and a read that waits for room in the queue is taken back, unless somebody else has joined it. What is
+//! with the device comes to its end, and stays in the cache. Pins that were granted meanwhile are given back by the answer
+//! that nobody takes ([`ReplySlots::answer`](crate::reply::ReplySlots::answer)).
+
+use std::sync::atomic::Ordering;
+
+use super::Shard;
+use super::payload::FolioRun;
+use crate::cache::folio::{FrameId, NONE};
+use crate::error::Error;
+use crate::reply::SlotId;
+use crate::stats::bump;
+
+impl Shard {
+    /// Whether a message came too late: nobody waits for it. Then it is over.
+    pub(super) fn is_given_up(&mut self, slot: SlotId) -> bool {
+        let given_up = self.link.replies.is_abandoned(slot);
+        if given_up {
+            bump(&self.link.counters.requests_cancelled, 1);
+            self.answer(slot, Err(Error::Closed));
+        }
+        given_up
+    }
+
+    /// Takes back what was given up since the last step.
+    pub(super) fn drop_cancelled(&mut self) {
+        if !self.link.take_cancelled() {
+            return;
+        }
+        let mut at = 0;
+        while let Some(&slot) = self.deferred.get(at) {
+            if self.link.replies.is_abandoned(slot) {
+                self.deferred.remove(at);
+                self.tickets[slot.0 as usize] = None;
+                bump(&self.link.counters.requests_cancelled, 1);
+                self.answer(slot, Err(Error::Closed));
+            } else {
+                at += 1;
+            }
+        }
+        for _ in 0..self.reads.len() {
+            let Some(run) = self.reads.pop_front() else { break };
+            if run.folios().all(|head| self.is_wanted_by_nobody(head)) {
+                self.take_read_back(run);
+            } else {
+                self.reads.push_back(run);
+            }
+        }
+    }
+
+    /// Whether all who wait for a folio have gone. A folio that nobody has waited for is none of them: it may be
+    /// readahead that is tried again.
+    fn is_wanted_by_nobody(&self, head: FrameId) -> bool {
+        let mut at = self.cache.shared.folio(head).waiter_first.load(Ordering::Relaxed);
+        let any = at != NONE;
+        while at != NONE {
+            let (slot, next) = self.parked.waiter(at);
+            if !self.link.replies.is_abandoned(slot) {
+                return false;
+            }
+            at = next;
+        }
+        any
+    }
+
+    fn take_read_back(&mut self, run: FolioRun) {
+        let mapping = self.mapping(run.mapping).expect("a folio being read keeps its mapping open");
+        for head in run.folios() {
+            self.abandon_read(&mapping, head, &Error::Closed);
+        }
+        bump(&self.link.counters.requests_cancelled, 1);
+        self.runs.end(run);
+    }
+}

@@ -1,0 +1,98 @@
+//! Requests for scattered pages: a batch comes as one message, a chain of reply slots with a list of pages each
+//! ([`PageList`](crate::page_list::PageList)), and is with the device at one doorbell.
+//!
+//! Each slot is a request by itself: it takes all frames that it lacks or none, waits for I/O only, and is answered as soon
+//! as its own pages are there. So a batch larger than the cache passes through it in pieces, and the pieces never wait
+//! for each other while they hold something.
+
+use super::Shard;
+use super::open::OpenMapping;
+use super::pages::{Begun, Ticket};
+use super::payload::FolioRun;
+use super::request::{Pacing, Want};
+use crate::cache::shape::MappingShape;
+use crate::reply::SlotId;
+use crate::stats::bump;
+
+impl Shard {
+    /// A batch has come: begins all of it.
+    pub(super) fn receive_gather(&mut self, first: SlotId, mapping: u16) {
+        let link = self.link.clone();
+        let mut at = Some(first);
+        while let Some(slot) = at {
+            let list = link.replies.list(slot);
+            // An answered slot may be somebody else's at once.
+            at = list.next();
+            if !std::mem::replace(&mut self.in_service[slot.0 as usize], true) {
+                self.in_service_count += 1;
+            }
+            if self.is_given_up(slot) {
+                continue;
+            }
+            let (page, count) = (list.page(0), list.len() as u32);
+            let ticket = Ticket::new(mapping, page, count, Want::Gather, Pacing::Wait, self.now_ns);
+            self.tickets[slot.0 as usize] = Some(ticket);
+            self.begin_pages(slot);
+        }
+    }
+
+    /// As [`try_begin_pages`](Self::try_begin_pages), of a list.
+    pub(super) fn try_begin_gather(&mut self, slot: SlotId, mapping: &OpenMapping) -> Begun {
+        if self.waits_for_discard(slot, mapping) {
+            return Begun::Discarding;
+        }
+        let link = self.link.clone();
+        let (list, shape) = (link.replies.list(slot), &mapping.shape);
+        for page in list.pages() {
+            self.reshape(mapping, page, 1, Want::Gather);
+        }
+        let missing = |shard: &Self| {
+            let mut last = None;
+            let is_missing = |&page: &u64| last.replace(page) != Some(page) && !shard.has(shape, page);
+            list.pages().filter(is_missing).count()
+        };
+        if !self.make_room(mapping, missing) {
+            return Begun::NoFrames;
+        }
+        self.frames_needed = 0;
+        self.ticket(slot).begins_anew = false;
+        let mut run: Option<FolioRun> = None;
+        let block = shape.order.pages();
+        for (position, page) in list.pages().enumerate() {
+            if let Some(frame) = self.cache.find(shape, page) {
+                self.join_present(slot, position, shape, frame, Want::Gather, block);
+                continue;
+            }
+            let head =
+                self.cache.install(shape, page, shape.order).expect("room was made for every missing page");
+            self.count_refault(shape, head, block);
+            self.cache.shared.folio(head).publish();
+            self.park(slot, position, head);
+            if let Some(full) = run.take_if(|run| run.room_for(shape, page, block) < block) {
+                self.reads.push_back(full);
+            }
+            run.get_or_insert_with(|| self.runs.start(shape, page)).append(shape, page, head, block);
+            bump(&self.link.counters.folios_installed, 1);
+        }
+        self.reads.extend(run);
+        self.finish_if_complete(slot);
+        Begun::Yes
+    }
+
+    fn has(&self, shape: &MappingShape, page: u64) -> bool {
+        self.cache.find(shape, page).is_some()
+    }
+
+    /// Whether a discard goes on in what a request names.
+    pub(super) fn waits_for_discard(&self, slot: SlotId, mapping: &OpenMapping) -> bool {
+        let Some(ticket) = &self.tickets[slot.0 as usize] else { return false };
+        let shape = &mapping.shape;
+        self.discards.iter().any(|job| match ticket.want {
+            Want::Gather => {
+                let mut pages = self.link.replies.list(slot).pages();
+                pages.any(|page| job.overlaps(shape, page..page + shape.order.pages()))
+            }
+            _ => job.overlaps(shape, ticket.first..ticket.first + u64::from(ticket.count)),
+        })
+    }
+}
