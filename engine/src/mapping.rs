@@ -8,6 +8,7 @@ pub(crate) mod mirror;
 pub(crate) mod optimistic;
 mod readahead;
 mod try_again;
+mod vectored;
 
 use std::fmt;
 use std::future::Future;

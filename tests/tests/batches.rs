@@ -1,5 +1,6 @@
 //! Batches: scattered reads and hints, what the device sees of them, and what becomes of those that are given up.
 
+use std::io::{IoSlice, IoSliceMut};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -406,6 +407,149 @@ fn a_read_that_is_dropped_before_it_is_submitted_is_not_submitted_and_one_that_o
         let read_given_up = bed.seen(NvmOpcode::READ).iter().any(|seen| seen.slba / 8 == second.pages[0]);
         assert_eq!(read_given_up, bed.engine().shards() > 1, "where there was room it was submitted at once");
         bed.assert_consistent();
+    }
+}
+
+#[test]
+fn many_pins_are_had_with_one_doorbell_a_shard_in_the_order_in_which_they_are_named() {
+    for (mut bed, mapping) in beds(256) {
+        let shards = bed.engine().shards() as u64;
+        let before = bed.engine().stats().doorbells;
+        let mut pages = scattered(48);
+        pages.extend([pages[3], pages[9] + 1, pages[9]]);
+        let pins = bed.run(mapping.pin_many_async(&pages)).unwrap();
+        assert_eq!(bed.engine().stats().doorbells - before, shards);
+        for (pin, page) in pins.iter().zip(&pages) {
+            assert_eq!((pin.len(), &pin[..8]), (4096, &page.to_le_bytes()[..]));
+        }
+        // They can be had beside each other, and their neighbours exclusively.
+        let again = mapping.pin_many(&pages).unwrap();
+        assert_eq!(again.len(), pages.len());
+        take(&mut bed, &mapping, pages[4] + 1);
+        drop((pins, again));
+        pages.iter().for_each(|&page| take(&mut bed, &mapping, page));
+        let beyond = bed.run(mapping.pin_many_async(&[1, PAGES]));
+        assert!(matches!(beyond, Err(Error::OutOfRange { .. })));
+        bed.assert_consistent();
+    }
+}
+
+#[test]
+fn many_pins_out_of_large_folios_are_each_of_their_page_alone() {
+    for (mut bed, mapping) in beds(256) {
+        let mut buf = vec![0; 32 * 4096];
+        bed.run(mapping.read_at_async(64 * 4096, &mut buf)).unwrap();
+        let pages: Vec<u64> = (64..96).rev().collect();
+        let pins = bed.run(mapping.pin_many_async(&pages)).unwrap();
+        for (pin, page) in pins.iter().zip(&pages) {
+            assert_eq!(pin[..8], page.to_le_bytes());
+        }
+        drop(pins);
+        assert_eq!(read_commands(&bed), 1);
+        bed.assert_consistent();
+    }
+}
+
+#[test]
+fn who_waits_for_one_of_many_pins_holds_none_of_the_others() {
+    for (mut bed, mapping) in beds(256) {
+        let pages = scattered(40);
+        let held = bed.run(mapping.pin_mut_async(pages[30])).unwrap();
+        {
+            let mut many = pin!(mapping.pin_many_async(&pages));
+            for _ in 0..50 {
+                assert!(bed.poll_once(many.as_mut()).is_pending());
+                bed.step();
+                bed.pass_time(Duration::from_micros(20));
+            }
+            for &page in pages.iter().filter(|&&page| page != pages[30]) {
+                drop(mapping.pin_mut(page).unwrap());
+            }
+            drop(held);
+            assert_eq!(bed.run(many).unwrap().len(), 40);
+        }
+        // Given up midway it holds nothing.
+        {
+            bed.run(mapping.discard_async(0..PAGES * 4096)).unwrap();
+            let mut many = pin!(mapping.pin_many_async(&pages));
+            assert!(bed.poll_once(many.as_mut()).is_pending());
+            bed.advance(Duration::from_millis(1));
+        }
+        pages.iter().for_each(|&page| take(&mut bed, &mapping, page));
+        bed.assert_consistent();
+    }
+}
+
+#[test]
+fn many_pins_that_do_not_fit_into_the_cache_end_with_an_error_and_pin_nothing() {
+    let mut bed = Bed::new(ram(), EngineOptions { shards: 1, ..options(64) });
+    let mapping = fresh(&mut bed, &MappingOptions::default());
+    let error = bed.run(mapping.pin_many_async(&scattered(70))).unwrap_err();
+    assert!(matches!(error, Error::CacheFull { .. }), "{error}");
+    assert_eq!(bed.run(mapping.pin_many_async(&scattered(60))).unwrap().len(), 60);
+}
+
+#[test]
+fn several_buffers_are_read_and_written_as_one() {
+    for page_bytes in [4096, 16_384] {
+        for (mut bed, mapping) in beds_of(256, &MappingOptions { page_bytes, ..Default::default() }) {
+            let mut image = vec![0; (PAGES * 4096) as usize];
+            bed.device.read_image(1, 0, &mut image).unwrap();
+            let lens = [1, 0, 4095, 5000, 3, 100, 0, 12_288, 40_000, 1, 1, 1, 8191, 0];
+            let total: usize = lens.iter().sum();
+            for (round, offset) in
+                [0, 1, 4095, 4096, 100_000, PAGES as usize * 4096 - total].into_iter().enumerate()
+            {
+                let data: Vec<u8> = (0..total).map(|at| (at * 7 + round + 1) as u8).collect();
+                let mut rest = &data[..];
+                let slices = lens.map(|len| {
+                    let (slice, after) = rest.split_at(len);
+                    rest = after;
+                    IoSlice::new(slice)
+                });
+                bed.run(mapping.write_vectored_at_async(offset as u64, &slices)).unwrap();
+                image[offset..offset + total].copy_from_slice(&data);
+                let from = offset.saturating_sub(5000);
+                let mut buffers = lens.map(|len| vec![0xEE; len]);
+                let mut slices = buffers.each_mut().map(|buffer| IoSliceMut::new(buffer));
+                bed.run(mapping.read_vectored_at_async(from as u64, &mut slices)).unwrap();
+                assert!(buffers.concat() == image[from..from + total], "round {round}");
+                // From the device, too.
+                bed.run(mapping.clone().sync_async()).unwrap();
+                let mut kept = vec![0; total];
+                bed.device.read_image(1, offset as u64, &mut kept).unwrap();
+                assert!(kept == data, "round {round}");
+            }
+            let beyond = bed.run(
+                mapping.write_vectored_at_async(PAGES * 4096 - 1, &[IoSlice::new(&[1]), IoSlice::new(&[1])]),
+            );
+            assert!(matches!(beyond, Err(Error::OutOfRange { .. })));
+            bed.assert_consistent();
+        }
+    }
+}
+
+#[test]
+fn a_page_that_several_buffers_fill_is_not_read_and_one_that_several_read_is_read_once() {
+    for (mut bed, mapping) in beds(256) {
+        let data = [7; 4096];
+        let slices = [
+            IoSlice::new(&data[..1000]),
+            IoSlice::new(&data[1000..]),
+            IoSlice::new(&data),
+            IoSlice::new(&data),
+        ];
+        bed.run(mapping.write_vectored_at_async(20 * 4096, &slices)).unwrap();
+        assert_eq!((read_commands(&bed), bed.engine().stats().pages_created), (0, PAGES + 3));
+        let mut buffers = [[0; 1024]; 64];
+        let mut slices = buffers.each_mut().map(|buffer| IoSliceMut::new(buffer));
+        bed.run(mapping.read_vectored_at_async(101 * 4096, &mut slices)).unwrap();
+        for (page, buffers) in (101u64..).zip(buffers.chunks(4)) {
+            assert_eq!(buffers[0][..8], page.to_le_bytes());
+        }
+        let pages: u64 = bed.seen(NvmOpcode::READ).iter().map(|seen| u64::from(seen.blocks / 8)).sum();
+        assert_eq!(pages, 16);
+        assert!(read_commands(&bed) <= 3, "{:?}", bed.seen(NvmOpcode::READ));
     }
 }
 

@@ -5,9 +5,12 @@
 //! others hold are waited for at the end, one by one and with nothing held, as a single read does. So a batch waits for I/O
 //! only while it holds pages, and two batches never wait for each other.
 
+use std::time::Instant;
+
 use super::gather::{Added, Gather};
 use super::{Mapping, overlap};
 use crate::error::{Error, Result};
+use crate::pin::PagePin;
 use crate::reply::block_on;
 use crate::shard::readahead::Posted;
 
@@ -107,6 +110,89 @@ impl Mapping {
         } else {
             self.read_many_rest(reads, cursor).await
         }
+    }
+
+    /// Pins many pages for reading in place, in any order, a page perhaps twice: everything that is missing is read at
+    /// once. The pins are in the order of `pages`.
+    ///
+    /// While it waits for a page that somebody holds it holds none itself; so batches never wait for each other's
+    /// pages in a circle. All of `pages` have to fit into the cache together, beside what else is pinned.
+    ///
+    /// # Errors
+    /// As [`pin`](Self::pin): nothing is pinned then. [`Error::PinnedTooLong`] also when others kept taking one page or the
+    /// other for as long as `pin_wait`.
+    pub fn pin_many(&self, pages: &[u64]) -> Result<Vec<PagePin<'_>>> {
+        block_on(self.pin_many_async(pages))
+    }
+
+    /// As [`pin_many`](Self::pin_many), without blocking the thread. Dropping the future gives back what it holds.
+    ///
+    /// # Errors
+    /// As `pin_many`.
+    pub async fn pin_many_async(&self, pages: &[u64]) -> Result<Vec<PagePin<'_>>> {
+        self.check_open()?;
+        pages.iter().try_for_each(|&page| self.check_page(page))?;
+        let mut pins: Vec<Option<PagePin<'_>>> = Vec::with_capacity(pages.len());
+        let mut since = None;
+        loop {
+            pins.clear();
+            pins.extend(pages.iter().map(|&page| self.try_pin(page)));
+            pins.iter().flatten().for_each(|pin| pin.link.hits.read(1));
+            self.pin_missing(pages, &mut pins).await?;
+            if pins.iter().all(Option::is_some) {
+                let pins = pages.iter().zip(pins.into_iter().flatten());
+                return pins.map(|(&page, pin)| self.before_end(page, pin)).collect();
+            }
+            // Held by a writer, or part of a larger folio: had once with nothing else held, it can be had at once.
+            let held: Vec<u64> =
+                pages.iter().zip(&pins).filter(|(_, pin)| pin.is_none()).map(|(&page, _)| page).collect();
+            pins.clear();
+            let waited = since.get_or_insert_with(Instant::now).elapsed();
+            if waited > self.engine.pin_wait {
+                return Err(Error::PinnedTooLong { page: self.first(held[0]), waited });
+            }
+            for page in held {
+                drop(self.pin_async(page).await?);
+            }
+        }
+    }
+
+    /// Brings in the pages that aren't cached, and pins those.
+    async fn pin_missing<'a>(&'a self, pages: &[u64], pins: &mut [Option<PagePin<'a>>]) -> Result<()> {
+        let (mut at, mut refused) = (0, None);
+        let mut gather = Gather::new(self);
+        loop {
+            while at < pages.len() {
+                let is_wanted = pins[at].is_none() && !self.is_cached(pages[at]);
+                if is_wanted && gather.add(self.first(pages[at]), at as u32) == Added::NoRoom {
+                    break;
+                }
+                at += 1;
+            }
+            if gather.is_empty() {
+                if at == pages.len() {
+                    return Ok(());
+                }
+                gather.wait_for_slot(&mut refused).await?;
+                continue;
+            }
+            refused = None;
+            gather.send()?;
+            std::future::poll_fn(|context| {
+                gather.poll(context, |_, tag, pin| {
+                    // A pin that is kept is of a folio of its own.
+                    let order = pin.link.cache.place(pin.frame).order;
+                    pins[tag as usize] = Some(pin).filter(|_| order == self.open.shape.order);
+                })
+            })
+            .await?;
+        }
+    }
+
+    fn is_cached(&self, page: u64) -> bool {
+        let first = self.first(page);
+        let cache = &self.link(first).cache;
+        cache.index.find(&cache.headers, self.open.shape.key(first)).is_some()
     }
 
     /// Asks for scattered pages to be brought into the cache, and returns at once, as [`prefetch`](Self::prefetch)
