@@ -3,11 +3,12 @@
 //! The one test here has the process to itself, since the allocator counts for all threads.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::IoSlice;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use foliant::{EngineOptions, Lsn, MappingOptions, MirrorOptions};
+use foliant::{EngineOptions, Lsn, MappingOptions, MirrorOptions, ReadAt};
 use foliant_nvme_emulated::EmulatedConfig;
 use foliant_tests::{Bed, options};
 
@@ -83,6 +84,24 @@ fn wb42_steady_state_allocates_nothing() {
                 bed.run(mapping.read_at_async((page - 9000) * 4096, &mut buffer[..4096])).unwrap();
             }
             mapping.prefetch(offset / 3..offset / 3 + 100_000).unwrap();
+            // In strides, scattered, and in several buffers.
+            for at in 0..20 {
+                let page = 200 + round % 60 * 250 + at * 11;
+                bed.run(mapping.read_at_async(page * 4096, &mut buffer[..4096])).unwrap();
+            }
+            let mut chunks = buffer.chunks_mut(500);
+            let mut reads: [ReadAt<'_>; 64] = std::array::from_fn(|at| {
+                ReadAt::new((round * 211 + at as u64 * 977) % 16_000 * 4096, chunks.next().unwrap())
+            });
+            bed.run(mapping.read_many_async(&mut reads)).unwrap();
+            let hints: [u64; 40] = std::array::from_fn(|at| (round * 307 + at as u64 * 1201) % 16_000);
+            mapping.prefetch_many(&hints).unwrap();
+            let (one, other) = buffer.split_at(5000);
+            let slices = [IoSlice::new(one), IoSlice::new(&other[..9000])];
+            let place = (round * 131 % 100) * 4096 + (60 << 20);
+            if setup != Setup::Gated {
+                bed.run(mapping.write_vectored_at_async(place, &slices)).unwrap();
+            }
             if round.is_multiple_of(10) {
                 let mut sync = pin!(mapping.sync_async());
                 assert!(bed.poll_once(sync.as_mut()).is_pending());

@@ -67,6 +67,18 @@ fn reads(bed: &Bed) -> Vec<std::ops::Range<u64>> {
     seen.iter().map(|seen| seen.slba / 8..(seen.slba + u64::from(seen.blocks)).div_ceil(8)).collect()
 }
 
+/// The numbers below `count` in an order of no pattern (a multiple of `i` modulo something is full of strides).
+fn shuffled(count: u64) -> Vec<u64> {
+    let mut numbers: Vec<u64> = (0..count).collect();
+    numbers.sort_by_key(|number| {
+        // The finalizer of splitmix64.
+        let mixed = (number ^ 0x9E37_79B9_7F4A_7C15).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    });
+    numbers
+}
+
 /// No page was read twice; returns how many were read.
 fn pages_read(bed: &Bed) -> u64 {
     let mut pages = BTreeSet::new();
@@ -166,8 +178,7 @@ fn wb28_a_reader_that_outruns_the_shard_keeps_its_window() {
 fn wb28_random_reads_bring_exactly_their_pages() {
     for (mut bed, mapping) in beds(4096, 512 << 10) {
         let mut wanted = BTreeSet::new();
-        for i in 1..1000u64 {
-            let page = i * 1201 % 2048 * 2 + 1;
+        for page in shuffled(2048).into_iter().take(1000).map(|page| page * 2 + 1) {
             assert!(read(&mut bed, &mapping, page));
             wanted.insert(page);
         }
@@ -182,6 +193,100 @@ fn wb28_random_reads_bring_exactly_their_pages() {
         let read: BTreeSet<u64> = reads(&bed).into_iter().flatten().collect();
         assert_eq!(read, wanted);
         pages_read(&bed);
+    }
+}
+
+/// Scans in strides: from a page on, pages of a read, and from read to read; downwards where that is negative.
+const STRIDES: [(i64, u64, i64); 6] =
+    [(5, 1, 7), (4000, 1, -7), (3, 3, 9), (3900, 2, -11), (1, 1, 2), (4090, 1, -2)];
+
+#[test]
+fn wb28_a_scan_in_strides_reads_ahead_what_it_will_read_and_waits_at_its_beginning_only() {
+    for (from, pages_each, step) in STRIDES {
+        for (mut bed, mapping) in beds(2048, 512 << 10) {
+            let at = |i: i64| (from + i * step) as u64;
+            let count =
+                if step > 0 { (PAGES as i64 - from - pages_each as i64) / step } else { from / -step };
+            let count = count.min(1200);
+            let (mut waits, mut wanted) = (Vec::new(), BTreeSet::new());
+            let mut bytes = vec![0; pages_each as usize * 4096];
+            for i in 0..count {
+                {
+                    let mut read = pin!(mapping.read_at_async(at(i) * 4096, &mut bytes));
+                    if bed.poll_once(read.as_mut()).is_pending() {
+                        waits.push(i);
+                        bed.run(read).unwrap();
+                    }
+                }
+                for (page, bytes) in (at(i)..).zip(bytes.chunks(4096)) {
+                    assert_eq!(bytes[..8], page.to_le_bytes());
+                }
+                wanted.extend(at(i)..at(i) + pages_each);
+                // At the device's pace.
+                bed.advance(Duration::from_micros(2 * pages_each));
+            }
+            assert_eq!(waits[..4], [0, 1, 2, 3], "{from} {step}");
+            assert!(waits.len() < 12 && *waits.last().unwrap() < 130, "{from} {step}: {waits:?}");
+            // Nothing between the strides, and no more ahead than two windows.
+            let read: BTreeSet<u64> = reads(&bed).into_iter().flatten().collect();
+            assert_eq!(read.len() as u64, pages_read(&bed));
+            assert!(wanted.is_subset(&read));
+            let ahead: Vec<u64> = read.difference(&wanted).copied().collect();
+            assert!(ahead.len() <= 256, "{from} {step}: {} pages", ahead.len());
+            let on_the_way = |page: u64| {
+                let beyond =
+                    if step > 0 { page as i64 - from } else { page as i64 - from - count * step * 2 };
+                beyond.rem_euclid(step.abs()) < pages_each as i64
+            };
+            assert!(ahead.iter().all(|&page| on_the_way(page)), "{from} {step}: {ahead:?}");
+            let stats = bed.engine().stats();
+            assert_eq!(stats.readahead_pages_used + ahead.len() as u64, stats.readahead_pages);
+            assert_eq!(stats.readahead_dropped, 0);
+            bed.assert_consistent();
+        }
+    }
+}
+
+#[test]
+fn wb28_windows_in_strides_grow_and_collapse_and_cost_one_doorbell_a_shard() {
+    let mut bed = Bed::new(ram(), EngineOptions { shards: 1, ..options(2048) });
+    let mapping = fresh(&mut bed, &MappingOptions::default());
+    let mut windows = Vec::new();
+    let scan = |bed: &mut Bed, windows: &mut Vec<usize>, range: std::ops::Range<u64>| {
+        for i in range {
+            let (before, doorbells) = (reads(bed).len(), bed.engine().stats().doorbells);
+            read(bed, &mapping, i * 6);
+            bed.settle();
+            let commands = reads(bed).len() - before;
+            if commands > 0 {
+                windows.push(commands);
+                let rung = bed.engine().stats().doorbells - doorbells;
+                // The page that is waited for may be asked for by itself.
+                assert!(rung <= 2 + commands as u64 / 40, "{commands} commands, {rung} doorbells");
+            }
+        }
+    };
+    scan(&mut bed, &mut windows, 20..300);
+    assert_eq!(windows, [1, 1, 1, 4, 16, 32, 64, 128, 128, 128]);
+    // Elsewhere it begins anew.
+    windows.clear();
+    scan(&mut bed, &mut windows, 560..600);
+    assert_eq!(windows[..5], [1, 1, 1, 4, 16]);
+}
+
+#[test]
+fn wb28_what_strides_read_ahead_in_vain_is_bounded() {
+    for (mut bed, mapping) in beds(512, 512 << 10) {
+        // Scans in strides that end as soon as they have been seen.
+        for scan in 0..60 {
+            for i in 0..4 {
+                read(&mut bed, &mapping, 600 + scan * 53 + i * 11);
+            }
+            bed.settle();
+        }
+        let stats = bed.engine().stats();
+        assert!((1..=60 * 3).contains(&stats.readahead_pages), "{stats:?}");
+        bed.assert_consistent();
     }
 }
 

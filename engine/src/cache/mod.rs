@@ -8,6 +8,7 @@
 
 pub(crate) mod balance;
 pub(crate) mod buddy;
+pub(crate) mod course;
 pub(crate) mod eof;
 pub(crate) mod errseq;
 pub(crate) mod exclusion;

@@ -204,13 +204,13 @@ impl Mapping {
     pub fn prefetch_many(&self, pages: &[u64]) -> Result<usize> {
         self.check_open()?;
         pages.iter().try_for_each(|&page| self.check_page(page))?;
-        let most = self.prefetch_pages_max() as usize;
+        let (most, block) = (self.prefetch_pages_max() as usize, self.open.shape.order.pages());
         let mut gather = Gather::new(self);
         // What the shards have, and what has been put into lists since.
         let (mut posted, mut listed) = (0, 0);
         for &page in &pages[..pages.len().min(most)] {
             if gather.add(self.first(page), 0) == Added::NoRoom {
-                if gather.is_empty() || gather.post(None) == Posted::Refused {
+                if gather.is_empty() || gather.post(None, block) == Posted::Refused {
                     return Ok(posted);
                 }
                 posted = listed;
@@ -220,7 +220,7 @@ impl Mapping {
             }
             listed += 1;
         }
-        if gather.post(None) == Posted::Yes {
+        if gather.post(None, block) == Posted::Yes {
             posted = listed;
         }
         Ok(posted)

@@ -96,8 +96,9 @@ impl<'a> Gather<'a> {
         result
     }
 
-    /// Leaves what was added with the shards as hints: nobody waits for it.
-    pub(super) fn post(&mut self, marker: Option<u64>) -> Posted {
+    /// Leaves what was added with the shards as hints: nobody waits for it. `marker` and `used_at_once` are
+    /// [`ReadaheadRequest`]'s.
+    pub(super) fn post(&mut self, marker: Option<u64>, used_at_once: u64) -> Posted {
         let mut posted = Posted::Yes;
         while let Some((link, head)) = self.take_chain(Progress::Sent) {
             let request = ReadaheadRequest {
@@ -106,7 +107,7 @@ impl<'a> Gather<'a> {
                 lists: Some(head),
                 listed: 0,
                 marker,
-                used_at_once: self.mapping.open.shape.order.pages(),
+                used_at_once,
                 turns: 0,
             };
             let refused = !link.replies.are_plenty() || link.readahead.post(request) == Posted::Refused;

@@ -7,8 +7,10 @@ use std::future::Future;
 use std::ops::Range;
 use std::sync::{Mutex, TryLockError};
 
+use super::gather::{Added, Gather};
 use super::{Mapping, PAGE};
 use crate::cache::Place;
+use crate::cache::course::Stretches;
 use crate::cache::folio::{FolioOrder, ReadAhead};
 use crate::cache::readahead::{Limits, Streams, Window, split_by_shard};
 use crate::engine::EngineInner;
@@ -85,9 +87,14 @@ struct Plan {
 impl Plan {
     /// Adds what `asked` doesn't cover.
     fn add(&mut self, window: &Window, asked: &Range<u64>) {
-        let before = window.pages.start..window.pages.end.min(asked.start);
-        let after = window.pages.start.max(asked.end)..window.pages.end;
-        for pages in [before, after].into_iter().filter(|pages| !pages.is_empty()) {
+        let hull = &window.pages.hull;
+        let parts = if window.pages.len < hull.end - hull.start {
+            [window.pages.clone().without(asked), Stretches::one(0..0)]
+        } else {
+            let before = hull.start..hull.end.min(asked.start);
+            [before, hull.start.max(asked.end)..hull.end].map(Stretches::one)
+        };
+        for pages in parts.into_iter().filter(|pages| !pages.hull.is_empty()) {
             self.parts[self.count] = Some(Window { pages, ..*window });
             self.count += 1;
         }
@@ -113,7 +120,8 @@ impl Mapping {
         }
         let most = self.prefetch_pages_max();
         let (first, end) = (pages.start >> order.0, pages.end.div_ceil(order.pages()));
-        let asked_end = self.post(&Window { pages: first..end.min(first + most), marker: None, read: 1 });
+        let pages = Stretches::one(first..end.min(first + most));
+        let asked_end = self.post(&Window { pages, marker: None, read: 1 });
         Ok((asked_end * PAGE).clamp(range.start, range.end) - range.start)
     }
 
@@ -209,11 +217,14 @@ impl Mapping {
 
     /// Asks the shards that hold the window; returns up to which page of 4096 bytes, where one refused.
     fn post(&self, window: &Window) -> u64 {
-        let (start, last) = (window.pages.start, self.pages());
-        if start >= last {
-            return self.first(start);
+        let (hull, last) = (&window.pages.hull, self.pages());
+        if hull.start >= last {
+            return self.first(hull.start);
         }
-        let end = self.first(window.pages.end.min(last));
+        if window.pages.len < hull.end - hull.start {
+            return self.post_stretches(window);
+        }
+        let (start, end) = (hull.start, self.first(hull.end.min(last)));
         for pages in split_by_shard(self.open.shape.striping, self.first(start)..end) {
             let (link, first) = (self.link(pages.start), pages.start);
             let request = ReadaheadRequest {
@@ -231,5 +242,23 @@ impl Mapping {
             link.wake();
         }
         end
+    }
+
+    /// As [`post`](Self::post), of pages with gaps between them.
+    fn post_stretches(&self, window: &Window) -> u64 {
+        let (marker, used_at_once) =
+            (window.marker.map(|marker| self.first(marker)), self.first(window.read));
+        let mut gather = Gather::new(self);
+        for page in window.pages.iter().flatten().filter(|&page| page < self.pages()) {
+            if gather.add(self.first(page), 0) == Added::NoRoom {
+                if gather.is_empty() || gather.post(marker, used_at_once) == Posted::Refused {
+                    return self.first(page);
+                }
+                // What finds no room now is read when it is wanted.
+                let _ = gather.add(self.first(page), 0);
+            }
+        }
+        let _ = gather.post(marker, used_at_once);
+        self.first(window.pages.hull.end)
     }
 }
