@@ -42,7 +42,12 @@ pub struct NullBed {
 impl NullBed {
     /// A bed for queue depths up to `depth`.
     pub fn new(depth: usize) -> Result<Self> {
-        let device = EmulatedController::new(EmulatedConfig::null(BLOCKS * 4096, 4096))?;
+        Self::on(EmulatedConfig::null(BLOCKS * 4096, 4096), BLOCKS, depth)
+    }
+
+    /// The same on any device of `blocks` blocks of 4 KiB.
+    pub fn on(config: EmulatedConfig, blocks: u64, depth: usize) -> Result<Self> {
+        let device = EmulatedController::new(config)?;
         let options =
             ControllerOptions { io_queue_pairs: 1, arena_bytes: depth * 4096, ..Default::default() };
         let controller = Controller::open(device.attach()?, &options)?;
@@ -50,7 +55,7 @@ impl NullBed {
         let queue = controller.queue_pair()?;
         let free = (0..depth).map(|_| controller.arena().allocate(4096)).collect::<Result<_, _>>()?;
         let mut rng = SmallRng::seed_from_u64(1);
-        let lbas = (0..LBAS).map(|_| Lba(rng.random_range(0..BLOCKS))).collect();
+        let lbas = (0..LBAS).map(|_| Lba(rng.random_range(0..blocks))).collect();
         Ok(Self { queue, namespace, free, lbas, next: 0, _controller: controller, device })
     }
 
@@ -63,7 +68,7 @@ impl NullBed {
 
     /// Reads `count` blocks with `depth` commands in flight, a doorbell for each `depth` of them; returns the
     /// processor time of one in nanoseconds.
-    fn reads(&mut self, depth: usize, count: usize) -> Result<f64> {
+    pub fn reads(&mut self, depth: usize, count: usize) -> Result<f64> {
         let batches = count / depth;
         let clock = ThreadClock::start();
         for _ in 0..batches {

@@ -15,6 +15,7 @@ mod latency;
 mod machine;
 mod measure;
 mod metadata;
+mod misses;
 mod report;
 mod scaling;
 mod walk;
@@ -69,6 +70,8 @@ enum Question {
     Scaling,
     /// Reads and small syncs beside a flush at full speed.
     Latency,
+    /// Reads that miss, one at a time and in batches, beside the raw driver.
+    Misses,
     /// Bytes of metadata a cached page.
     Metadata,
     /// All of them, one after the other.
@@ -88,6 +91,7 @@ fn main() -> Result<ExitCode> {
         Question::Writeback => vec![writeback::answer(effort)?],
         Question::Scaling => vec![scaling::answer(effort, plots)?],
         Question::Latency => vec![latency::answer(effort)?],
+        Question::Misses => vec![misses::answer(effort)?],
         Question::Metadata => vec![metadata::answer()?],
         Question::All => {
             vec![
@@ -96,6 +100,7 @@ fn main() -> Result<ExitCode> {
                 writeback::answer(effort)?,
                 scaling::answer(effort, plots)?,
                 latency::answer(effort)?,
+                misses::answer(effort)?,
                 metadata::answer()?,
             ]
         }
