@@ -1,9 +1,9 @@
 //! Requests for pages that nobody waits for any more: their futures were dropped.
 //!
-//! What such a request hasn't submitted isn't submitted: one that is still in the inbox isn't begun, one that waits for frames is
-//! forgotten, and a read that waits for room in the queue is taken back, unless somebody else has joined it. What is
-//! with the device comes to its end, and stays in the cache. Pins that were granted meanwhile are given back by the answer
-//! that nobody takes ([`ReplySlots::answer`](crate::reply::ReplySlots::answer)).
+//! What such a request hasn't submitted isn't submitted: one that has nothing yet isn't begun, wherever it waits for its turn, and
+//! a read that waits for room in the queue is taken back, unless somebody else has joined it. What is with the device
+//! comes to its end, and stays in the cache. Pins that were granted meanwhile are given back by the answer that nobody takes
+//! ([`ReplySlots::answer`](crate::reply::ReplySlots::answer)).
 
 use std::sync::atomic::Ordering;
 
@@ -15,11 +15,13 @@ use crate::reply::SlotId;
 use crate::stats::bump;
 
 impl Shard {
-    /// Whether a message came too late: nobody waits for it. Then it is over.
+    /// Whether nobody waits any more for a request that has nothing yet. Then it is over.
     pub(super) fn is_given_up(&mut self, slot: SlotId) -> bool {
         let given_up = self.link.replies.is_abandoned(slot);
         if given_up {
             bump(&self.link.counters.requests_cancelled, 1);
+            // A writer's reservation goes with it.
+            self.tickets[slot.0 as usize] = None;
             self.answer(slot, Err(Error::Closed));
         }
         given_up
@@ -32,11 +34,8 @@ impl Shard {
         }
         let mut at = 0;
         while let Some(&slot) = self.deferred.get(at) {
-            if self.link.replies.is_abandoned(slot) {
+            if self.is_given_up(slot) {
                 self.deferred.remove(at);
-                self.tickets[slot.0 as usize] = None;
-                bump(&self.link.counters.requests_cancelled, 1);
-                self.answer(slot, Err(Error::Closed));
             } else {
                 at += 1;
             }

@@ -26,9 +26,6 @@ impl Shard {
             if !std::mem::replace(&mut self.in_service[slot.0 as usize], true) {
                 self.in_service_count += 1;
             }
-            if self.is_given_up(slot) {
-                continue;
-            }
             let (page, count) = (list.page(0), list.len() as u32);
             let ticket = Ticket::new(mapping, page, count, Want::Gather, Pacing::Wait, self.now_ns);
             self.tickets[slot.0 as usize] = Some(ticket);

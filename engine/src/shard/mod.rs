@@ -430,7 +430,6 @@ impl Shard {
                 self.answer(slot, Ok(Grants::none()));
             }
             Request::Close { mapping } => self.begin_discard(slot, mapping, Removal::Close),
-            Request::Pages { .. } if self.is_given_up(slot) => {}
             Request::Pages { mapping, first, count, want, pacing } => {
                 let ticket = Ticket::new(mapping, first, count, want, pacing, self.now_ns);
                 self.tickets[slot.0 as usize] = Some(ticket);

@@ -209,6 +209,9 @@ impl Shard {
     }
 
     fn try_begin_pages(&mut self, slot: SlotId) -> Begun {
+        if self.is_given_up(slot) {
+            return Begun::Yes;
+        }
         let Some(ticket) = &self.tickets[slot.0 as usize] else { return Begun::Yes };
         let (number, first, count, want) = (ticket.mapping, ticket.first, ticket.count, ticket.want);
         let mapping = match self.mapping(number) {
