@@ -24,6 +24,7 @@ use crate::gate::{Gate, GateTable, MappingGates};
 use crate::mapping::mirror::{self, MirrorPlan};
 use crate::mapping::{HandleReadahead, Mapping, MappingOptions};
 use crate::mirror::{LabelTurn, MirrorDevice, StreamId};
+use crate::observe::{PageOwner, StatsFile};
 use crate::options::{EngineOptions, FRAMES_MIN, ShardThreads};
 use crate::reply::{GRANTS_MAX, block_on};
 use crate::shard::device::DeviceWatch;
@@ -62,6 +63,12 @@ pub(crate) struct EngineInner {
 }
 
 impl EngineInner {
+    /// A sync of a mapping of this namespace has ended that began at `begun`.
+    pub(crate) fn record_sync(&self, namespace: u32, begun: Instant) {
+        let link = &self.links[namespace as usize % self.links.len()];
+        link.times.sync.record(nanoseconds(begun.elapsed()));
+    }
+
     /// The page whose frame a device address lies in.
     fn key_at(&self, iova: Iova) -> Option<FolioKey> {
         self.links.iter().find_map(|link| {
@@ -101,6 +108,8 @@ pub struct Engine {
     threads: Vec<JoinHandle<Shard>>,
     /// With [`ShardThreads::Manual`], until they are taken.
     shards: Mutex<Vec<Shard>>,
+    /// Where others see what the shards do.
+    stats_page: Option<Arc<StatsFile>>,
 }
 
 impl Engine {
@@ -162,6 +171,7 @@ impl Engine {
         let same = mirror.is_none() && options.mirror == MirrorDevice::SameDevice;
         let queues = if same { 2 } else { 1 };
         let window_bytes = if same || mirror.is_some() { WINDOW_PAGES as usize * PAGE_BYTES } else { 0 };
+        let device = transport.name().to_owned();
         let frames_bytes = options.cache_bytes / PAGE_BYTES as u64 * PAGE_BYTES as u64;
         let controller = Controller::open(
             transport,
@@ -202,7 +212,7 @@ impl Engine {
         let of_mirror = mirror_controller.as_ref().or(same.then_some(&controller));
         let mut mirror = of_mirror.map(|of| MirrorSide::new(&controller, of, same)).transpose()?;
         published::prepare();
-        let shards = build_shards(&controller, of_mirror.zip(mirror.as_ref()), options, shards)?;
+        let mut shards = build_shards(&controller, of_mirror.zip(mirror.as_ref()), options, shards)?;
         let durability: BTreeMap<_, _> = durabilities(&controller).collect();
         if let Some(mirror) = mirror.as_mut().filter(|_| same) {
             // Whoever flushes a namespace flushes it for all.
@@ -224,6 +234,11 @@ impl Engine {
             frames,
             arena: controller.arena().backing(),
         });
+        let owner = PageOwner { device, shards: shards.len() };
+        let stats_page = StatsFile::create(&options.stats_page, owner)?.map(Arc::new);
+        if let Some(page) = &stats_page {
+            shards.iter_mut().for_each(|shard| shard.publish_on(page.clone()));
+        }
         let (threads, shards) = start(shards, &options.threads, &inner.stop)?;
         Ok(Self {
             inner,
@@ -231,6 +246,7 @@ impl Engine {
             mirror_controller,
             threads,
             shards: Mutex::new(shards),
+            stats_page,
         })
     }
 
@@ -556,6 +572,9 @@ impl Engine {
         }
         for mut shard in self.take_shards() {
             shard.close();
+        }
+        if let Some(page) = &self.stats_page {
+            page.remove();
         }
     }
 }

@@ -52,6 +52,14 @@ impl std::fmt::Display for LsnOf {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// A stats page can't be made, or can't be read.
+    #[error("stats page {}: {reason}", path.display())]
+    StatsPage {
+        /// The file, or its directory.
+        path: std::path::PathBuf,
+        /// What is wrong, and what helps.
+        reason: String,
+    },
     /// The device answered a command with an error status, or stopped answering.
     #[error("the device failed a {operation} at byte {offset} of the mapping: {source}")]
     Device {

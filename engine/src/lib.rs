@@ -38,6 +38,7 @@ mod error;
 mod gate;
 mod mapping;
 mod mirror;
+mod observe;
 mod options;
 mod page_list;
 mod pin;
@@ -62,6 +63,10 @@ pub use mapping::optimistic::PageView;
 pub use mapping::{Mapping, MappingOptions, ReadAt, RetryPolicy};
 pub use mirror::{
     LabelState, MirrorCause, MirrorDevice, MirrorLabel, MirrorOptions, MirrorRole, MirrorState, OnDegrade,
+};
+pub use observe::{
+    EngineState, LatencyHistogram, Metric, MetricKind, ShardRecord, StatsPage, StatsReader, StatsSnapshot,
+    stats_directories,
 };
 pub use options::{EngineOptions, Hugepages, ShardThreads};
 pub use pin::{PagePin, PagePinMut};

@@ -16,6 +16,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::Poll;
+use std::time::Instant;
 
 use crate::cache::SharedHold;
 use crate::cache::balance::ReservedPages;
@@ -383,6 +384,7 @@ impl Mapping {
     }
 
     async fn sync_pages(&self, pages: impl FnOnce() -> Result<Range<u64>>) -> Result<()> {
+        let begun = Instant::now();
         self.check_open()?;
         callback::check_outside()?;
         guard::check(Context::Caller, self.open.shape.slot, &self.engine.links[0].counters)?;
@@ -391,7 +393,9 @@ impl Mapping {
         let slot = self.open.shape.slot;
         let request = || Request::Sync { mapping: slot, pages: pages.clone() };
         let written = self.ask_shards(|link| self.concerns(link), request).await;
-        self.make_durable(written).await.map(drop)
+        let durable = self.make_durable(written).await.map(drop);
+        self.engine.record_sync(self.open.shape.namespace.id(), begun);
+        durable
     }
 
     /// Whether a shard has DIRTY or WRITEBACK pages of this mapping; one without has nothing to say. One that failed has:

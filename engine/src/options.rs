@@ -3,6 +3,7 @@
 use crate::cache::frames::PAGE_BYTES;
 use crate::error::{Error, Result};
 use crate::mirror::MirrorDevice;
+use crate::observe::StatsPage;
 pub use foliant_nvme::Hugepages;
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub struct EngineOptions {
     pub hugepages: Hugepages,
     /// Where mirrors of mappings are ([`MappingOptions::mirror`](crate::MappingOptions::mirror)).
     pub mirror: MirrorDevice,
+    /// Whether other processes of the same user can see what the engine does, as `foliant top` shows it.
+    pub stats_page: StatsPage,
     /// Who runs the shards.
     pub threads: ShardThreads,
 }
@@ -84,6 +87,7 @@ impl Default for EngineOptions {
             command_timeout: Duration::from_secs(30),
             hugepages: Hugepages::Prefer,
             mirror: MirrorDevice::None,
+            stats_page: StatsPage::None,
             threads: ShardThreads::Floating,
         }
     }

@@ -105,6 +105,14 @@ macro_rules! counters {
             pub(crate) fn add_to(&self, stats: &mut EngineStats) {
                 $(stats.$name += self.$name.load(Ordering::Relaxed);)+
             }
+
+            /// Name and documentation of each counter, in their order.
+            pub(crate) const DOCUMENTED: &[(&str, &str)] = &[$((stringify!($name), concat!($($doc),+)),)+];
+
+            /// The counters, in their order.
+            pub(crate) fn values(&self) -> impl Iterator<Item = u64> + '_ {
+                [$(&self.$name,)+].into_iter().map(|counter| counter.load(Ordering::Relaxed))
+            }
         }
     };
 }
@@ -212,6 +220,10 @@ counters! {
     mirrors_degraded,
     /// Times that the shard slept.
     sleeps,
+    /// Nanoseconds that the shard slept, by the clock that it is polled with.
+    slept_ns,
+    /// Steps of the shard.
+    polls,
     /// Nodes of the tag trees in use now: one for up to 64 neighbouring cached pages, and a few above them.
     tag_nodes,
 }

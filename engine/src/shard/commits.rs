@@ -73,10 +73,7 @@ impl Shard {
                         self.reads_yield = true;
                         continue;
                     }
-                    let payload = ShardPayload {
-                        kind: PayloadKind::Flush { namespace: namespace.id(), epoch },
-                        watch_epoch: self.watch.epoch(),
-                    };
+                    let payload = ShardPayload::new(PayloadKind::Flush { namespace: namespace.id(), epoch }, &self.watch);
                     match self.queue.submit(namespace, Io::Flush, payload) {
                         Ok(()) => {
                             let joined = group.submitted();

@@ -21,6 +21,7 @@ const TICKS: usize = 2 * TICKS_MAX as usize;
 /// of the time limit, and a command carries the tick in which it was submitted.
 #[derive(Debug)]
 pub(crate) struct DeviceWatch {
+    now_ns: u64,
     tick_ns: u64,
     tick: u64,
     in_flight: [u32; TICKS],
@@ -28,7 +29,17 @@ pub(crate) struct DeviceWatch {
 
 impl DeviceWatch {
     pub(crate) fn new(command_timeout_ns: u64) -> Self {
-        Self { tick_ns: (command_timeout_ns / TICKS_MAX).max(1), tick: 0, in_flight: [0; TICKS] }
+        Self { now_ns: 0, tick_ns: (command_timeout_ns / TICKS_MAX).max(1), tick: 0, in_flight: [0; TICKS] }
+    }
+
+    /// The shard's step begins.
+    pub(crate) fn begin_step(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+    }
+
+    /// The time of the step.
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.now_ns
     }
 
     /// The tick of now, as commands carry it.
@@ -84,7 +95,7 @@ impl Shard {
             }
             let (lba, blocks) = (mapping.shape.lba(run.first_page), mapping.shape.blocks(&run.range()));
             let pages = run.range();
-            let payload = ShardPayload { kind: PayloadKind::Read(run), watch_epoch: self.watch.epoch() };
+            let payload = ShardPayload::new(PayloadKind::Read(run), &self.watch);
             match self.queue.submit(&mapping.shape.namespace, Io::Read { lba, blocks }, payload) {
                 Ok(()) => {
                     self.watch.submitted();
@@ -125,6 +136,7 @@ impl Shard {
     fn complete(&mut self, completion: Completion<ShardPayload>) {
         let Completion { payload, result } = completion;
         self.watch.completed(payload.watch_epoch);
+        let took_ns = self.now_ns.saturating_sub(payload.submitted_ns);
         if result.is_err() {
             bump(&self.link.counters.command_errors, 1);
         }
@@ -146,6 +158,7 @@ impl Shard {
                 self.runs.end(run);
             }
             PayloadKind::Write(run) => {
+                self.link.times.write_command.record_alone(took_ns);
                 events::block_rq_complete(self.link.shard, Op::Write, &run, &result, self.now_ns);
                 let ended = match result {
                     Ok(()) => Some((run, None)),
@@ -155,7 +168,10 @@ impl Shard {
                     self.primary_ended(run, error);
                 }
             }
-            PayloadKind::Flush { namespace, epoch } => self.flush_completed(namespace, epoch, result),
+            PayloadKind::Flush { namespace, epoch } => {
+                self.link.times.flush_command.record_alone(took_ns);
+                self.flush_completed(namespace, epoch, result);
+            }
             PayloadKind::Zero { slot } => self.zero_completed(slot, result),
             PayloadKind::Raw(raw) => self.raw_completed(raw, result),
         }

@@ -269,7 +269,7 @@ impl Shard {
             let (lba, blocks) = (shape.lba(first), shape.blocks(&(first..first + count)));
             let zeroes = Io::WriteZeroes { lba, blocks, fua: Fua::No, deallocation: Deallocation::Allow };
             let payload =
-                ShardPayload { kind: PayloadKind::Zero { slot: job.slot }, watch_epoch: self.watch.epoch() };
+                ShardPayload::new(PayloadKind::Zero { slot: job.slot }, &self.watch);
             match self.queue.submit(&shape.namespace, zeroes, payload) {
                 Ok(()) => {
                     events::block_rq_issue(

@@ -19,6 +19,7 @@ use crate::cache::lsn::Lsn;
 use crate::cache::shape::MappingShape;
 use crate::cache::{Place, SharedCache};
 use crate::error::{Error, Result};
+use crate::observe::ShardTimes;
 use crate::options::EngineOptions;
 use crate::reply::{Grants, Hold, Reply, ReplySlots, SlotId};
 use crate::stats::{HitCounters, ShardCounters};
@@ -32,6 +33,7 @@ pub(crate) struct ShardLink {
     pub replies: ReplySlots,
     pub hits: HitCounters,
     pub counters: ShardCounters,
+    pub times: ShardTimes,
     pub readahead: Mailbox,
     inbox: Sender<Message>,
     /// The other end, for senders that find the shard closed and have to answer themselves.
@@ -77,6 +79,7 @@ impl ShardLink {
             replies: ReplySlots::new(options.requests_max),
             hits: HitCounters::default(),
             counters: ShardCounters::default(),
+            times: ShardTimes::default(),
             readahead: Mailbox::new(),
             inbox,
             outbox: receiver.clone(),

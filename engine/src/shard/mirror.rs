@@ -197,7 +197,7 @@ impl MirrorStream {
         kind: PayloadKind,
     ) -> Result<(), (PayloadKind, SubmitError)> {
         let Some(queue) = &mut self.queue else { return Err((kind, SubmitError::Failed)) };
-        let payload = ShardPayload { kind, watch_epoch: self.watch.epoch() };
+        let payload = ShardPayload::new(kind, &self.watch);
         let payload = MirrorPayload { payload, iova_offset: self.iova_offset };
         match queue.submit(namespace, io, payload) {
             Ok(()) => {
@@ -269,7 +269,7 @@ fn submit_part(
 ) -> Result<(), FolioRun> {
     let range = part.range();
     let write = Io::Write { lba: shape.lba(range.start), blocks: shape.blocks(&range), fua: part.fua };
-    let payload = ShardPayload { kind: PayloadKind::Write(part), watch_epoch: watch.epoch() };
+    let payload = ShardPayload::new(PayloadKind::Write(part), watch);
     let Err(rejected) = queue.submit(&shape.namespace, write, MirrorPayload { payload, iova_offset }) else {
         watch.submitted();
         return Ok(());

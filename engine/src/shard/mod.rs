@@ -26,6 +26,7 @@
 //! | [`raw`] | labels, and other memory outside the cache |
 //! | [`discard`] | dropping ranges; closing mappings |
 //! | [`drive`] | waiting by polling |
+//! | [`publish`] | what others see of it |
 //! | [`runner`] | the thread that polls a shard and sleeps when there is nothing to do |
 
 pub(crate) mod appends;
@@ -45,6 +46,7 @@ pub(crate) mod open;
 pub(crate) mod pages;
 pub(crate) mod passes;
 pub(crate) mod payload;
+pub(crate) mod publish;
 pub(crate) mod raw;
 pub(crate) mod readahead;
 pub(crate) mod request;
@@ -84,6 +86,7 @@ use open::OpenMapping;
 use pages::{ParkedList, Ticket};
 use passes::ShardPass;
 use payload::{FolioRun, RunPool, ShardPayload};
+use publish::Publisher;
 use raw::Labels;
 use readahead::ReadaheadRequest;
 use request::{Message, Request};
@@ -198,6 +201,10 @@ pub struct Shard {
     /// A sync, a flush or a discard found no room in the queue: reads let it go first.
     reads_yield: bool,
     failed: bool,
+    /// Its place on the stats page, where there is one.
+    publisher: Option<Box<Publisher>>,
+    /// When it said that it would sleep.
+    asleep_since_ns: Option<u64>,
 }
 
 impl Drop for Shard {
@@ -265,6 +272,8 @@ impl Shard {
             device_due_ns: None,
             reads_yield: false,
             failed: false,
+            publisher: None,
+            asleep_since_ns: None,
             limits,
             link,
             cache,
@@ -295,9 +304,11 @@ impl Shard {
     /// Does a bounded step at time `now_ns` (nanoseconds, any origin, never going back). Never blocks.
     pub fn poll(&mut self, now_ns: u64) -> Step {
         self.now_ns = now_ns;
+        self.publish();
         if self.failed {
             return self.poll_failed();
         }
+        self.watch.begin_step(now_ns);
         let mut progressed = self.take_completions();
         if self.queue.in_flight() == 0 {
             self.watch.rest(now_ns);
@@ -358,6 +369,7 @@ impl Shard {
             self.throttle_due_ns,
             self.mirror.as_ref().and_then(|mirror| mirror.due_ns()),
             self.resync_due_ns(),
+            self.publish_due_ns(progressed),
             check_ns,
         ];
         let due_ns = due_ns.into_iter().flatten().min();
@@ -369,6 +381,7 @@ impl Shard {
     /// threads wake the sleeper by the [`bell`](Self::bell). Whoever sleeps waits for all three, and calls
     /// [`wake`](Self::wake) before it polls again.
     pub fn prepare_to_sleep(&mut self) -> Wakeup {
+        self.asleep_since_ns = Some(self.now_ns);
         self.link.doze.announce();
         // What was sent before the announcement is seen here, what comes after it rings. A kernel's call for the
         // device's interrupt is only made once there is nothing else.
@@ -508,7 +521,7 @@ impl Shard {
             self.link.refuse(&message, &error);
             progressed = true;
         }
-        Step { progressed, waiting: false, due_ns: None }
+        Step { progressed, waiting: false, due_ns: self.publish_due_ns(progressed) }
     }
 
     /// Whether a sleeping shard would miss something: asked after sleep was announced.

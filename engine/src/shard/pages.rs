@@ -16,7 +16,7 @@ use crate::cache::folio::{FolioOrder, FrameId, NONE};
 use crate::cache::shape::{MappingShape, Stability};
 use crate::cache::tags::Tag;
 use crate::error::Error;
-use crate::reply::{GRANTS_MAX, Grants, SlotId};
+use crate::reply::{GRANTS_MAX, Grants, Hold, SlotId};
 use crate::stats::bump;
 use crate::writeback::events;
 use crate::writeback::guard::ReclaimScope;
@@ -683,6 +683,9 @@ impl Shard {
             return;
         }
         let Some(ticket) = self.tickets[slot.0 as usize].take() else { return };
+        if ticket.want.hold() == Hold::Shared {
+            self.link.times.read_wait.record_alone(self.now_ns.saturating_sub(ticket.since_ns));
+        }
         let reply = match ticket.error {
             None => Ok(ticket.grants),
             Some(error) => {

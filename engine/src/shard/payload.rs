@@ -10,6 +10,7 @@ use crate::cache::folio::FrameId;
 use crate::cache::frames::PAGE_BYTES;
 use crate::cache::shape::MappingShape;
 use crate::reply::SlotId;
+use crate::shard::device::DeviceWatch;
 use crate::shard::raw::RawIo;
 use crate::writeback::streams::PairId;
 
@@ -164,8 +165,17 @@ impl RunPool {
 #[derive(Debug)]
 pub(crate) struct ShardPayload {
     pub kind: PayloadKind,
-    /// When it was submitted, for [`DeviceWatch`](super::device::DeviceWatch).
+    /// When it was submitted, for [`DeviceWatch`].
     pub watch_epoch: u8,
+    /// When it was submitted, on the shard's clock.
+    pub submitted_ns: u64,
+}
+
+impl ShardPayload {
+    /// What travels with a command that is submitted now.
+    pub(crate) fn new(kind: PayloadKind, watch: &DeviceWatch) -> Self {
+        Self { kind, watch_epoch: watch.epoch(), submitted_ns: watch.now_ns() }
+    }
 }
 
 /// What a shard's command is for.

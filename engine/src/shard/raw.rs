@@ -120,7 +120,7 @@ impl Shard {
         let kind = PayloadKind::Raw(raw);
         let (kind, reason) = match stream {
             StreamId::Primary => {
-                let payload = ShardPayload { kind, watch_epoch: self.watch.epoch() };
+                let payload = ShardPayload::new(kind, &self.watch);
                 match self.queue.submit(namespace, io, payload) {
                     Ok(()) => {
                         self.watch.submitted();

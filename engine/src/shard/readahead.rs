@@ -282,7 +282,7 @@ impl Shard {
     fn submit_ahead(&mut self, mapping: &OpenMapping, run: FolioRun) {
         let (lba, blocks) = (mapping.shape.lba(run.first_page), mapping.shape.blocks(&run.range()));
         let pages = run.range();
-        let payload = ShardPayload { kind: PayloadKind::ReadAhead(run), watch_epoch: self.watch.epoch() };
+        let payload = ShardPayload::new(PayloadKind::ReadAhead(run), &self.watch);
         let Err(rejected) = self.queue.submit(&mapping.shape.namespace, Io::Read { lba, blocks }, payload)
         else {
             self.watch.submitted();

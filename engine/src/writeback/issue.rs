@@ -133,7 +133,7 @@ pub(crate) fn submit_write(
 ) -> Result<(), FolioRun> {
     let range = run.range();
     let write = Io::Write { lba: shape.lba(range.start), blocks: shape.blocks(&range), fua: run.fua };
-    let payload = ShardPayload { kind: PayloadKind::Write(run), watch_epoch: watch.epoch() };
+    let payload = ShardPayload::new(PayloadKind::Write(run), watch);
     let Err(rejected) = queue.submit(&shape.namespace, write, payload) else {
         watch.submitted();
         return Ok(());
