@@ -24,8 +24,9 @@ use crate::gate::{Gate, GateTable, MappingGates};
 use crate::mapping::mirror::{self, MirrorPlan};
 use crate::mapping::{HandleReadahead, Mapping, MappingOptions};
 use crate::mirror::{LabelTurn, MirrorDevice, StreamId};
+use crate::numa::{Placement, Topology};
 use crate::observe::{PageOwner, StatsFile};
-use crate::options::{EngineOptions, FRAMES_MIN, ShardThreads};
+use crate::options::{EngineOptions, FRAMES_MIN, ShardThreads, cores_allowed};
 use crate::reply::{GRANTS_MAX, block_on};
 use crate::shard::device::DeviceWatch;
 use crate::shard::link::ShardLink;
@@ -173,7 +174,11 @@ impl Engine {
         let window_bytes = if same || mirror.is_some() { WINDOW_PAGES as usize * PAGE_BYTES } else { 0 };
         let device = transport.name().to_owned();
         let frames_bytes = options.cache_bytes / PAGE_BYTES as u64 * PAGE_BYTES as u64;
-        let controller = Controller::open(
+        let device_node = transport.numa_node();
+        let topology = Topology::live();
+        let placement =
+            Placement::new(&options.threads, options.shards, device_node, &cores_allowed(), &topology);
+        let controller = Controller::open_placed(
             transport,
             &ControllerOptions {
                 io_queue_pairs: (options.shards * queues) as u16,
@@ -183,6 +188,7 @@ impl Engine {
                 max_transfer_bytes: options.transfer_bytes_max,
                 hugepages: options.hugepages,
             },
+            &placement.parts(frames_bytes as usize / PAGE_BYTES / options.shards * PAGE_BYTES),
         )?;
         let granted = usize::from(controller.identity().queue_pairs);
         if granted < queues {
@@ -212,7 +218,8 @@ impl Engine {
         let of_mirror = mirror_controller.as_ref().or(same.then_some(&controller));
         let mut mirror = of_mirror.map(|of| MirrorSide::new(&controller, of, same)).transpose()?;
         published::prepare();
-        let mut shards = build_shards(&controller, of_mirror.zip(mirror.as_ref()), options, shards)?;
+        let mut shards =
+            build_shards(&controller, of_mirror.zip(mirror.as_ref()), (options, &placement), shards)?;
         let durability: BTreeMap<_, _> = durabilities(&controller).collect();
         if let Some(mirror) = mirror.as_mut().filter(|_| same) {
             // Whoever flushes a namespace flushes it for all.
@@ -239,7 +246,7 @@ impl Engine {
         if let Some(page) = &stats_page {
             shards.iter_mut().for_each(|shard| shard.publish_on(page.clone()));
         }
-        let (threads, shards) = start(shards, &options.threads, &inner.stop)?;
+        let (threads, shards) = start(shards, &options.threads, &placement, &inner.stop)?;
         Ok(Self {
             inner,
             controller: Some(controller),
@@ -675,7 +682,7 @@ fn durabilities(controller: &Controller) -> impl Iterator<Item = (u32, Arc<Durab
 fn build_shards(
     controller: &Controller,
     mirror: Option<(&Controller, &MirrorSide)>,
-    options: &EngineOptions,
+    (options, placement): (&EngineOptions, &Placement),
     count: usize,
 ) -> Result<Vec<Shard>> {
     let frames = options.cache_bytes / PAGE_BYTES as u64 / count as u64;
@@ -712,11 +719,13 @@ fn build_shards(
         .into_iter()
         .enumerate()
         .map(|(shard, buffer)| {
+            let near = placement.prefer(shard);
             let cache = ShardCache::new(shard, FrameMemory::new(buffer), local_pages, &dirty);
             let cache = cache.map_err(|error| Error::Os {
                 what: "cannot map memory for the cache's tables (choose a smaller cache)",
                 source: Arc::new(error),
             })?;
+            drop(near);
             let (link, inbox) =
                 ShardLink::new(shard, cache.shared.clone(), options, dirty.background as u32 + 1)?;
             let queue = controller.queue_pair()?;
@@ -746,6 +755,7 @@ fn request_pages_max(frames: u64) -> u64 {
 fn start(
     shards: Vec<Shard>,
     threads: &ShardThreads,
+    placement: &Placement,
     stop: &Arc<AtomicBool>,
 ) -> Result<(Vec<JoinHandle<Shard>>, Vec<Shard>)> {
     if *threads == ShardThreads::Manual {
@@ -754,10 +764,7 @@ fn start(
     let origin = Instant::now();
     let spawn = |shard: Shard| {
         let number = shard.number();
-        let core = match threads {
-            ShardThreads::Pinned(cores) => Some(core_affinity::CoreId { id: cores[number] }),
-            ShardThreads::Floating | ShardThreads::Manual => None,
-        };
+        let core = placement.core(number).map(|id| core_affinity::CoreId { id });
         let stop = stop.clone();
         let body = move || {
             if let Some(core) = core

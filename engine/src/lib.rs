@@ -38,6 +38,7 @@ mod error;
 mod gate;
 mod mapping;
 mod mirror;
+mod numa;
 mod observe;
 mod options;
 mod page_list;

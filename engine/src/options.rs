@@ -12,8 +12,12 @@ use std::time::Duration;
 pub enum ShardThreads {
     /// The engine spawns a thread a shard and lets the system place it.
     Floating,
-    /// The engine spawns a thread a shard and pins shard *i* to the *i*-th of these cores.
+    /// The engine spawns a thread a shard and pins shard *i* to the *i*-th of these cores. On a machine with several NUMA
+    /// nodes the shard's memory is on the core's node.
     Pinned(Vec<usize>),
+    /// As [`Pinned`](Self::Pinned), to the first of the cores that this process may run on: those of the device's NUMA
+    /// node first, and those of other nodes only where its own are too few.
+    NearDevice,
     /// Nobody: [`Engine::take_shards`](crate::Engine::take_shards) hands the shards out and the caller polls
     /// them from its own loop. Blocking calls then wait for ever unless another thread polls.
     Manual,
@@ -180,16 +184,31 @@ impl EngineOptions {
                     format!("{} shards need as many cores", self.shards),
                 );
             }
-            let known = core_affinity::get_core_ids().unwrap_or_default();
-            if let Some(core) =
-                cores.iter().find(|&&core| core >= 1024 || !known.iter().any(|k| k.id == core))
-            {
-                let known: Vec<usize> = known.iter().map(|core| core.id).collect();
+            let known = cores_allowed();
+            if let Some(core) = cores.iter().find(|&&core| core >= 1024 || !known.contains(&core)) {
                 return wrong("threads", core, format!("this process may run on cores {known:?} only"));
+            }
+        }
+        if self.threads == ShardThreads::NearDevice {
+            let known = cores_allowed();
+            if known.len() < self.shards {
+                return wrong(
+                    "threads",
+                    "NearDevice",
+                    format!(
+                        "{} shards need as many cores; this process may run on {known:?} only",
+                        self.shards
+                    ),
+                );
             }
         }
         Ok(())
     }
+}
+
+/// The cores that this process may run on.
+pub(crate) fn cores_allowed() -> Vec<usize> {
+    core_affinity::get_core_ids().unwrap_or_default().into_iter().map(|core| core.id).collect()
 }
 
 /// The machine's memory in bytes.
@@ -226,6 +245,15 @@ mod tests {
             (EngineOptions { dirty_percent: 101, ..Default::default() }, "at most 100"),
             (EngineOptions { threads: ShardThreads::Pinned(vec![5000]), ..Default::default() }, "5000"),
             (EngineOptions { threads: ShardThreads::Pinned(vec![]), ..Default::default() }, "as many cores"),
+            (
+                EngineOptions {
+                    threads: ShardThreads::NearDevice,
+                    shards: 1000,
+                    cache_bytes: 1 << 27,
+                    ..Default::default()
+                },
+                "as many cores",
+            ),
         ];
         for (options, words) in cases {
             let error = options.check().unwrap_err().to_string();

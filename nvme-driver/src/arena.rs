@@ -243,7 +243,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn arena(pages: usize) -> DmaArena {
-        let region = Region::new(FakeTransport::healthy(), pages * PAGE_BYTES, Hugepages::Never).unwrap();
+        let region =
+            Region::new(FakeTransport::healthy(), pages * PAGE_BYTES, Hugepages::Never, &[]).unwrap();
         // SAFETY: the region has no other arena.
         #[expect(unsafe_code, reason = "a test builds an arena without a controller")]
         unsafe {
@@ -297,7 +298,7 @@ mod tests {
     #[test]
     fn required_hugepages_that_are_not_there_are_an_error() {
         let absurd = 1 << 46;
-        let result = Region::new(FakeTransport::healthy(), absurd, Hugepages::Require);
+        let result = Region::new(FakeTransport::healthy(), absurd, Hugepages::Require, &[]);
         assert!(matches!(result.err(), Some(ArenaError::NoHugepages { .. } | ArenaError::HugepagesUnknown)));
     }
 

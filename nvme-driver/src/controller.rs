@@ -14,6 +14,7 @@ use crate::error::DriverError;
 use crate::identity::ControllerIdentity;
 use crate::namespace::Namespace;
 use crate::payload::Payload;
+use crate::placement::NodePart;
 use crate::queue::{QueuePair, QueueShape};
 use crate::slots::SLOTS_MAX;
 use crate::wait::{Clock, MonotonicClock};
@@ -110,12 +111,35 @@ impl Controller {
     /// Any [`DriverError`]: the device is gone, doesn't get ready in the time it claims (CAP.TO), refuses a
     /// command it must support, or memory can't be had. Nothing stays mapped then.
     pub fn open(transport: Arc<dyn Transport>, options: &ControllerOptions) -> Result<Self, DriverError> {
-        Self::open_with_clock(transport, options, Box::new(MonotonicClock::new()))
+        Self::open_placed(transport, options, &[])
     }
 
+    /// As [`open`](Self::open), with parts of the arena on NUMA nodes of the caller's choice, as far as these have memory.
+    /// What the driver needs itself then lies on the device's node.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_placed(
+        transport: Arc<dyn Transport>,
+        options: &ControllerOptions,
+        nodes: &[NodePart],
+    ) -> Result<Self, DriverError> {
+        Self::start(transport, options, nodes, Box::new(MonotonicClock::new()))
+    }
+
+    #[cfg(test)]
     pub(crate) fn open_with_clock(
         transport: Arc<dyn Transport>,
         options: &ControllerOptions,
+        clock: Box<dyn Clock>,
+    ) -> Result<Self, DriverError> {
+        Self::start(transport, options, &[], clock)
+    }
+
+    fn start(
+        transport: Arc<dyn Transport>,
+        options: &ControllerOptions,
+        nodes: &[NodePart],
         clock: Box<dyn Clock>,
     ) -> Result<Self, DriverError> {
         options.check()?;
@@ -125,6 +149,7 @@ impl Controller {
                 data_bytes: options.arena_bytes,
                 queue_bytes: shape.memory_bytes() * usize::from(options.io_queue_pairs),
                 hugepages: options.hugepages,
+                nodes,
             }
         })?;
         let (mut identity, rtd3e_us) = identify(&device)?;

@@ -20,6 +20,7 @@ use crate::admin::{self, AdminQueue, Watch};
 use crate::arena::DmaArena;
 use crate::controller::Hugepages;
 use crate::error::DriverError;
+use crate::placement::NodePart;
 use crate::region::Region;
 use crate::registers::Registers;
 use crate::ring::{CompletionRing, SubmissionRing};
@@ -33,12 +34,14 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(10);
 
 /// How much memory a controller and its driver share.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct MemoryPlan {
+pub(crate) struct MemoryPlan<'a> {
     /// The caller's arena, in bytes.
     pub(crate) data_bytes: usize,
     /// All I/O queue pairs' rings and PRP lists, in bytes.
     pub(crate) queue_bytes: usize,
     pub(crate) hugepages: Hugepages,
+    /// Where parts of the arena should lie.
+    pub(crate) nodes: &'a [NodePart],
 }
 
 /// See the module.
@@ -69,10 +72,10 @@ pub(crate) struct Device {
 impl Device {
     /// Resets and enables the controller behind `transport`. `plan` is asked once the largest possible queue, in
     /// entries, is known.
-    pub(crate) fn start(
+    pub(crate) fn start<'a>(
         transport: Arc<dyn Transport>,
         clock: Box<dyn Clock>,
-        plan: impl FnOnce(u32) -> MemoryPlan,
+        plan: impl FnOnce(u32) -> MemoryPlan<'a>,
     ) -> Result<Self, DriverError> {
         let registers = Registers::new(Arc::clone(&transport));
         let cap = registers.cap()?;
@@ -84,7 +87,11 @@ impl Device {
         let plan = plan(queue_entries_max(cap));
         let data_bytes = plan.data_bytes.next_multiple_of(PAGE_BYTES);
         let own_bytes = plan.queue_bytes.next_multiple_of(PAGE_BYTES) + AdminQueue::memory_bytes();
-        let region = Region::new(Arc::clone(&transport), data_bytes + own_bytes, plan.hugepages)?;
+        let mut nodes = plan.nodes.to_vec();
+        if let Some(node) = transport.numa_node().filter(|_| !nodes.is_empty()) {
+            nodes.push(NodePart { bytes: data_bytes..data_bytes + own_bytes, node });
+        }
+        let region = Region::new(Arc::clone(&transport), data_bytes + own_bytes, plan.hugepages, &nodes)?;
         // The driver takes what hugepages round up to, so the caller's arena is as large as it asked for.
         let (data_span, own_span) = (0..data_bytes, data_bytes..region.len_bytes());
         // SAFETY: the two spans split the region in two, on page boundaries.

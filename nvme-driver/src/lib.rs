@@ -55,6 +55,7 @@ mod identity;
 mod lists;
 mod namespace;
 mod payload;
+mod placement;
 mod prp;
 mod queue;
 mod region;
@@ -76,6 +77,7 @@ pub use error::{ArenaError, CommandError, DriverError, QueueError, Rejected, Sub
 pub use identity::ControllerIdentity;
 pub use namespace::{Lba, Namespace};
 pub use payload::{Payload, Segment};
+pub use placement::NodePart;
 pub use queue::QueuePair;
 pub use region::ArenaBacking;
 pub use request::{Completion, Deallocation, Fua, Io};

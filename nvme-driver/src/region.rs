@@ -16,6 +16,7 @@ use rustix::mm::madvise;
 use crate::controller::Hugepages;
 use crate::error::ArenaError;
 use crate::hugepages;
+use crate::placement::{self, NodePart};
 
 /// What kind of memory lies behind an arena.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,9 +57,10 @@ impl Region {
         transport: Arc<dyn Transport>,
         len_bytes: usize,
         hugepages: Hugepages,
+        nodes: &[NodePart],
     ) -> Result<Arc<Self>, ArenaError> {
         let locking = if transport.pins_memory() { Locking::ByMapping } else { Locking::Lock };
-        let memory = Memory::allocate(len_bytes.next_multiple_of(PAGE_BYTES), hugepages, locking)?;
+        let memory = Memory::allocate(len_bytes.next_multiple_of(PAGE_BYTES), hugepages, locking, nodes)?;
         let (base, len_bytes) = (memory.base(), memory.len_bytes());
         // SAFETY: `Region` keeps the memory allocated until `drop` has unmapped it, and the arena hands out no
         // reference to a part that a command names (rule 1 of the crate).
@@ -159,12 +161,17 @@ enum Memory {
 }
 
 impl Memory {
-    fn allocate(len_bytes: usize, hugepages: Hugepages, locking: Locking) -> Result<Self, ArenaError> {
+    fn allocate(
+        len_bytes: usize,
+        hugepages: Hugepages,
+        locking: Locking,
+        nodes: &[NodePart],
+    ) -> Result<Self, ArenaError> {
         let page_bytes = match hugepages {
-            Hugepages::Never => return Self::ordinary(len_bytes, locking),
+            Hugepages::Never => return Self::ordinary(len_bytes, locking, nodes),
             Hugepages::Prefer | Hugepages::Require => hugepages::page_bytes(),
         };
-        if let Some(memory) = page_bytes.and_then(|page_bytes| Self::huge(len_bytes, page_bytes)) {
+        if let Some(memory) = page_bytes.and_then(|page_bytes| Self::huge(len_bytes, page_bytes, nodes)) {
             return Ok(memory);
         }
         match (hugepages, page_bytes) {
@@ -174,13 +181,13 @@ impl Memory {
             (Hugepages::Require, None) => Err(ArenaError::HugepagesUnknown),
             (Hugepages::Never | Hugepages::Prefer, _) => {
                 warn_of_fallback(len_bytes, page_bytes);
-                Self::ordinary(len_bytes, locking)
+                Self::ordinary(len_bytes, locking, nodes)
             }
         }
     }
 
     /// Hugepages, or `None` when not enough of them are free.
-    fn huge(len_bytes: usize, page_bytes: usize) -> Option<Self> {
+    fn huge(len_bytes: usize, page_bytes: usize, nodes: &[NodePart]) -> Option<Self> {
         let layout = Layout::from_size_align(len_bytes.next_multiple_of(page_bytes), PAGE_BYTES).ok()?;
         // SAFETY: the layout isn't empty: a region holds the admin queue at least.
         #[expect(unsafe_code, reason = "hugepage-rs hands out raw memory")]
@@ -189,22 +196,25 @@ impl Memory {
         #[expect(unsafe_code, reason = "advice about raw memory")]
         let kept = unsafe { madvise(base.as_ptr().cast(), layout.size(), rustix::mm::Advice::LinuxDontFork) };
         warn_of_fork(kept.map_err(Into::into));
+        placement::prefer(base, layout.size(), page_bytes, nodes);
         Some(Self::Huge { base, layout })
     }
 
-    fn ordinary(len_bytes: usize, locking: Locking) -> Result<Self, ArenaError> {
+    fn ordinary(len_bytes: usize, locking: Locking, nodes: &[NodePart]) -> Result<Self, ArenaError> {
         let refused = |source| ArenaError::Memory { len_bytes, source };
         let mut map = MmapOptions::new().len(len_bytes).map_anon().map_err(refused)?;
         if let Err(error) = map.advise(Advice::HugePage) {
             tracing::debug!(%error, "no transparent hugepages for the DMA arena");
         }
         warn_of_fork(map.advise(Advice::DontFork));
+        let base =
+            NonNull::new(map.as_mut_ptr()).ok_or_else(|| refused(std::io::ErrorKind::OutOfMemory.into()))?;
+        // Before anything touches it, as locking does.
+        placement::prefer(base, len_bytes, PAGE_BYTES, nodes);
         let locked = match locking {
             Locking::ByMapping => true,
             Locking::Lock => map.lock().inspect_err(|error| warn_of_memlock(len_bytes, error)).is_ok(),
         };
-        let base =
-            NonNull::new(map.as_mut_ptr()).ok_or_else(|| refused(std::io::ErrorKind::OutOfMemory.into()))?;
         Ok(Self::Ordinary { map, base, locked })
     }
 
@@ -295,7 +305,7 @@ mod tests {
 
     #[test]
     fn a_child_process_does_not_get_the_memory() {
-        let memory = Memory::allocate(1 << 20, Hugepages::Never, Locking::ByMapping).unwrap();
+        let memory = Memory::allocate(1 << 20, Hugepages::Never, Locking::ByMapping, &[]).unwrap();
         let flags = mapping_flags(memory.base().as_ptr().addr());
         assert!(flags.contains(" dc "), "do not copy on fork: {flags}");
     }

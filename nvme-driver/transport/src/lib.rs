@@ -259,6 +259,11 @@ pub unsafe trait Transport: Send + Sync {
         false
     }
 
+    /// The NUMA node that the device is attached to; `None` where there is one node only, or nobody says.
+    fn numa_node(&self) -> Option<u32> {
+        None
+    }
+
     /// Whether the system wants the device back (its driver is being unbound, or it is about to be unplugged):
     /// the device works on until the transport is dropped, and who asked waits for that.
     fn is_release_requested(&self) -> bool {

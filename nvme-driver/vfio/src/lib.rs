@@ -73,6 +73,7 @@ pub struct VfioTransport {
     device: Arc<DeviceFd>,
     can_reset: bool,
     space: Arc<GroupSpace>,
+    numa_node: Option<u32>,
     _claim: Claim,
 }
 
@@ -118,6 +119,8 @@ impl VfioTransport {
             device,
             can_reset,
             space,
+            // Where it can't be read, memory and processors are only less well chosen.
+            numa_node: Host::live().function(address).ok().and_then(|function| function.numa_node),
             _claim: claim,
         };
         // Bus mastering comes with the first mapping: what the device was told before us stays without effect.
@@ -241,6 +244,10 @@ unsafe impl Transport for VfioTransport {
 
     fn queue_interrupt(&self, qid: u16) -> Result<Option<Box<dyn QueueInterrupt>>, TransportError> {
         self.messages.queue(qid)
+    }
+
+    fn numa_node(&self) -> Option<u32> {
+        self.numa_node
     }
 
     fn pins_memory(&self) -> bool {
