@@ -10,6 +10,7 @@ mod finding;
 mod iommu;
 mod memory;
 mod modules;
+mod numa;
 mod permissions;
 mod processors;
 #[cfg(test)]
@@ -133,6 +134,7 @@ fn examine(subject: &Subject<'_>) -> Result<Examination, Error> {
     findings.extend(memory::check_transparent(subject));
     findings.extend(memory::check_locked(subject));
     findings.extend(processors::check(subject));
+    findings.extend(numa::check(subject));
     findings.extend(controllers::check_state(subject)?);
     findings.extend(permissions::check(subject));
     let blocks = findings.iter().filter(|finding| finding.severity == Severity::Blocks).count();

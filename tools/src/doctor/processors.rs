@@ -5,7 +5,7 @@ use super::boot::with_words;
 use super::finding::Finding;
 
 const AREA: &str = "processors";
-const CPUS: &str = "sys/devices/system/cpu";
+pub(super) const CPUS: &str = "sys/devices/system/cpu";
 /// With fewer there is none to spare.
 const ISOLATION_CPUS_MIN: usize = 4;
 /// How many are proposed: a shard each.
@@ -75,7 +75,7 @@ fn isolation(subject: &Subject<'_>) -> Finding {
 }
 
 /// The numbers of a list such as `0-3,8`.
-fn cpu_numbers(list: &str) -> Vec<u32> {
+pub(super) fn cpu_numbers(list: &str) -> Vec<u32> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         Some(first.trim().parse::<u32>().ok()?..=last.trim().parse::<u32>().ok()?)

@@ -520,3 +520,49 @@ fn json_says_what_the_table_says() {
     let blocking = findings.iter().find(|finding| finding["severity"] == "blocks").unwrap();
     assert_eq!(blocking["commands"][0], "foliant bind 0000:01:00.0");
 }
+
+/// A ready machine with two nodes; the controller is on the first.
+fn host_of_two_nodes() -> FakeHost {
+    let fake = ready_host();
+    for (node, cpus) in [(0, "0-3"), (1, "4-7")] {
+        fake.write(format!("sys/devices/system/node/node{node}/cpulist"), &format!("{cpus}\n"));
+        let pool = format!("sys/devices/system/node/node{node}/hugepages/hugepages-2048kB");
+        fake.write(format!("{pool}/nr_hugepages"), "1000\n");
+        fake.write(format!("{pool}/free_hugepages"), "600\n");
+    }
+    fake.write("sys/devices/system/cpu/isolated", "2-3\n");
+    fake
+}
+
+#[test]
+fn each_node_and_the_node_of_each_controller_are_told() {
+    let findings = examined(&host_of_two_nodes(), &options()).findings;
+    let says: Vec<&str> =
+        findings.iter().filter(|finding| finding.area == "NUMA").map(|finding| &finding.says[..]).collect();
+    assert_eq!(says.len(), 3, "{says:?}");
+    assert_eq!(says[0], "node 0: processors 0-3, 600 of 1000 hugepages of 2048kB free");
+    assert!(says[1].starts_with("node 1: processors 4-7"));
+    assert!(says[2].starts_with("0000:01:00.0 is on node 0") && says[2].contains("0-3"), "{}", says[2]);
+    assert!(shortfalls(&host_of_two_nodes(), &options()).is_empty());
+}
+
+#[test]
+fn processors_set_aside_on_the_wrong_node_cost_speed() {
+    let fake = host_of_two_nodes();
+    fake.write("sys/devices/system/cpu/isolated", "6-7\n");
+    let finding = only_shortfall(&fake, &options(), Severity::Slows, "(6,7) are all on others");
+    assert!(finding.commands.iter().any(|command| command.contains("isolcpus=2,3")), "{finding:?}");
+    fake.write("sys/devices/system/cpu/isolated", "3,6\n");
+    assert!(shortfalls(&fake, &options()).is_empty(), "one near the device is enough");
+}
+
+#[test]
+fn a_controller_whose_node_nobody_tells_costs_speed_on_a_machine_with_several() {
+    let fake = host_of_two_nodes();
+    fake.write("sys/bus/pci/devices/0000:01:00.0/numa_node", "-1\n");
+    // Hugepages are then counted over the whole machine.
+    fake.write("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", "2000\n");
+    fake.write("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", "1200\n");
+    let finding = only_shortfall(&fake, &options(), Severity::Slows, "the firmware doesn't say");
+    assert_eq!(finding.commands, ["echo 0 > /sys/bus/pci/devices/0000:01:00.0/numa_node"]);
+}
