@@ -8,7 +8,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use foliant::{EngineOptions, Lsn, MappingOptions, MirrorOptions, ReadAt};
+use foliant::{EngineOptions, Lsn, MappingOptions, MirrorOptions, ReadAt, StatsPage, StatsReader};
 use foliant_nvme_emulated::EmulatedConfig;
 use foliant_tests::{Bed, options};
 
@@ -45,11 +45,14 @@ enum Setup {
 
 #[test]
 fn wb42_steady_state_allocates_nothing() {
+    let place = tempfile::tempdir_in("/dev/shm").unwrap();
     let setups = [Setup::Plain, Setup::Gated, Setup::Mirrored];
     for (shards, setup) in [1, 2].into_iter().flat_map(|shards| setups.map(|setup| (shards, setup))) {
         let gated = setup == Setup::Gated;
         let ram = || EmulatedConfig::ram(64 << 20, 512);
-        let wanted = EngineOptions { shards, ..options(128 * shards as u64) };
+        let path = place.path().join(format!("{shards}-{setup:?}"));
+        let stats_page = StatsPage::At(path.clone());
+        let wanted = EngineOptions { shards, stats_page, ..options(128 * shards as u64) };
         let mut bed = match setup {
             Setup::Plain | Setup::Gated => Bed::new(ram(), wanted),
             Setup::Mirrored => Bed::mirrored(ram(), ram(), wanted),
@@ -129,6 +132,8 @@ fn wb42_steady_state_allocates_nothing() {
         assert!(stats.readahead_pages_used > 10_000, "{stats:?}");
         assert!(!gated || stats.gate_waits > 50, "{stats:?}");
         assert!(setup != Setup::Mirrored || stats.mirror_pages_written > 1000, "{stats:?}");
+        let records = StatsReader::open(&path).unwrap().read().unwrap().shards;
+        assert!(records.iter().flatten().all(|record| record.sequence > 20), "{records:?}");
         assert_eq!(allocations, 0, "with {shards} shards, {setup:?}");
     }
 }

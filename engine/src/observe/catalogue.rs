@@ -194,7 +194,10 @@ mod tests {
 
     #[test]
     fn links_and_marks_of_documentation_are_left_out() {
-        assert_eq!(plain(" See [`prefetch`](crate::Mapping::prefetch), [that],\n `twice`. "), "See prefetch, that, twice.");
+        assert_eq!(
+            plain(" See [`prefetch`](crate::Mapping::prefetch), [that],\n `twice`. "),
+            "See prefetch, that, twice."
+        );
         assert_eq!(plain("[open"), "open");
     }
 

@@ -150,10 +150,12 @@ impl LatencyHistogram {
     /// bucket, which has no upper end, is in none; see [`count`](Self::count).
     pub fn below_powers(&self) -> impl Iterator<Item = (u64, u64)> + '_ {
         let mut below = 0u64;
-        self.buckets[..BUCKETS - STEPS as usize].chunks(STEPS as usize).enumerate().map(move |(power, steps)| {
-            below = steps.iter().fold(below, |sum, count| sum.saturating_add(*count));
-            (1 << (FIRST_OCTAVE as usize + power), below)
-        })
+        self.buckets[..BUCKETS - STEPS as usize].chunks(STEPS as usize).enumerate().map(
+            move |(power, steps)| {
+                below = steps.iter().fold(below, |sum, count| sum.saturating_add(*count));
+                (1 << (FIRST_OCTAVE as usize + power), below)
+            },
+        )
     }
 }
 

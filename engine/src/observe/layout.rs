@@ -24,6 +24,8 @@
 //!
 //! Everything here is pure; whoever decodes a page has read it into memory of its own before.
 
+use std::ops::Range;
+
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
@@ -99,9 +101,9 @@ impl Header {
         (self.header_bytes() + 2 * self.shards * self.record_bytes()) as u64
     }
 
-    /// Where the record of a shard with this sequence number is.
-    pub(crate) fn record_at(&self, shard: usize, sequence: u64) -> u64 {
-        (self.header_bytes() + (2 * shard + (sequence % 2) as usize) * self.record_bytes()) as u64
+    /// Where its records are.
+    pub(crate) fn places(&self) -> RecordPlaces {
+        RecordPlaces { first: self.header_bytes(), record_bytes: self.record_bytes() }
     }
 
     /// The header's bytes, up to the first record.
@@ -145,7 +147,8 @@ impl Header {
                 raw.version
             ));
         }
-        let lengths = [raw.device_bytes, raw.program_bytes, raw.catalogue_bytes].map(|len| len.get() as usize);
+        let lengths =
+            [raw.device_bytes, raw.program_bytes, raw.catalogue_bytes].map(|len| len.get() as usize);
         let mut texts = [""; 3];
         let mut at = 0usize;
         for (text, len) in texts.iter_mut().zip(lengths) {
@@ -178,6 +181,21 @@ impl Header {
             return wrong("its sizes contradict each other");
         }
         Ok(header)
+    }
+}
+
+/// Where the records of a page are.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RecordPlaces {
+    first: usize,
+    record_bytes: usize,
+}
+
+impl RecordPlaces {
+    /// The bytes of the record of a shard with this sequence number.
+    pub(crate) fn of(&self, shard: usize, sequence: u64) -> Range<usize> {
+        let begin = self.first + (2 * shard + (sequence % 2) as usize) * self.record_bytes;
+        begin..begin + self.record_bytes
     }
 }
 
@@ -331,8 +349,7 @@ mod tests {
             changes.iter().for_each(|(at, byte)| page[(*at).min(last)] = *byte);
             page.truncate(end.max(1));
             if let Ok(header) = Header::decode(&page) {
-                let last = header.record_at(header.shards.saturating_sub(1), 1) as usize;
-                prop_assert!(last + header.record_bytes() <= page.len());
+                prop_assert!(header.shards == 0 || header.places().of(header.shards - 1, 1).end <= page.len());
             }
         }
     }

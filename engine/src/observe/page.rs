@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, fallocate, fchmod, flock,
-    fstat, fstatfs, open, renameat_with, statat, unlink,
+    AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, OFlags, RenameFlags, fallocate, fchmod,
+    flock, fstat, fstatfs, open, renameat_with, statat, unlink,
 };
 use rustix::io::Errno;
 use zerocopy::IntoBytes;
 use zerocopy::little_endian::U64;
 
 use super::catalogue::catalogue;
-use super::layout::{self, Header};
+use super::layout::{self, Header, RecordPlaces};
 use super::place::{StatsPage, prepare_directory};
 use crate::error::{Error, Result};
 
@@ -43,7 +43,8 @@ pub(crate) struct StatsFile {
     /// Locked as long as it is open.
     file: OwnedFd,
     path: PathBuf,
-    header: Header,
+    record_words: usize,
+    places: RecordPlaces,
     removed: AtomicBool,
 }
 
@@ -66,10 +67,12 @@ impl StatsFile {
             return Err(refused("names no file; give the path of a file on tmpfs".to_owned()));
         };
         let header = header(owner);
-        let new = path.with_file_name(format!(".{}.{}-{number}.new", name.to_string_lossy(), std::process::id()));
+        let new =
+            path.with_file_name(format!(".{}.{}-{number}.new", name.to_string_lossy(), std::process::id()));
+        let (record_words, places) = (header.record_words(), header.places());
         let file = make(&new, &header).map_err(refused)?;
         // From here on, dropping it removes the file under whichever name it has.
-        let mut page = Self { file, path: new, header, removed: AtomicBool::new(false) };
+        let mut page = Self { file, path: new, record_words, places, removed: AtomicBool::new(false) };
         give_name(&page.path, &path).map_err(refused)?;
         page.path = path;
         Ok(Some(page))
@@ -77,13 +80,13 @@ impl StatsFile {
 
     /// Words of a record, with those beside the values: sequence number, time, values, checksum.
     pub(crate) fn record_words(&self) -> usize {
-        self.header.record_words()
+        self.record_words
     }
 
     /// Writes a shard's record, and seals it before. Allocates nothing; only memory is written.
     pub(crate) fn write(&self, shard: usize, words: &mut [U64]) -> std::io::Result<()> {
         layout::seal(words);
-        let at = self.header.record_at(shard, words[0].get());
+        let at = self.places.of(shard, words[0].get()).start as u64;
         let bytes = words.as_bytes();
         let written = rustix::io::pwrite(&self.file, bytes, at)?;
         if written == bytes.len() { Ok(()) } else { Err(std::io::ErrorKind::WriteZero.into()) }
@@ -124,9 +127,11 @@ fn make(path: &Path, header: &Header) -> std::result::Result<OwnedFd, String> {
     let fill = || {
         let system = fstatfs(&file).map_err(|error| format!("its file system can't be told: {error}"))?;
         if !IN_MEMORY.contains(&(system.f_type as u64)) {
-            return Err("lies on a file system on disk, where a store may wait for the disk; name a file on tmpfs, \
+            return Err(
+                "lies on a file system on disk, where a store may wait for the disk; name a file on tmpfs, \
                         such as one in $XDG_RUNTIME_DIR, /run or /dev/shm"
-                .to_owned());
+                    .to_owned(),
+            );
         }
         let filled = fchmod(&file, mode)
             .and_then(|()| flock(&file, FlockOperation::NonBlockingLockExclusive))
@@ -257,7 +262,8 @@ mod tests {
         assert!(snapshot.shards[0].is_none());
         // Half of the next: what a writer that was killed leaves.
         let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 100], page.header.record_at(1, 6)).unwrap();
+        std::os::unix::fs::FileExt::write_all_at(&file, &[7; 100], page.places.of(1, 6).start as u64)
+            .unwrap();
         assert_eq!(reader.read().unwrap().shards[1].as_ref().unwrap().sequence, 5);
     }
 

@@ -30,9 +30,11 @@ pub fn stats_directories() -> Vec<PathBuf> {
     let own = own_directory(std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from), geteuid().as_raw());
     let children = |of: &str| std::fs::read_dir(of).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut others: Vec<_> = children("/run/user").map(|user| user.join("foliant")).collect();
-    others.extend(children("/dev/shm").filter(|path| {
-        path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("foliant-"))
-    }));
+    others.extend(
+        children("/dev/shm").filter(|path| {
+            path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("foliant-"))
+        }),
+    );
     others.retain(|path| *path != own && is_directory(path));
     others.sort();
     std::iter::once(own).chain(others).collect()
@@ -62,8 +64,8 @@ fn prepare(directory: PathBuf) -> Result<PathBuf> {
         }
         _ => {}
     }
-    let metadata =
-        std::fs::symlink_metadata(&directory).map_err(|error| refused(format!("cannot be looked at: {error}")))?;
+    let metadata = std::fs::symlink_metadata(&directory)
+        .map_err(|error| refused(format!("cannot be looked at: {error}")))?;
     if !is_private(&metadata, geteuid().as_raw()) {
         return Err(refused(format!(
             "is no directory that user {} alone may write to; remove it, or name a file on tmpfs",

@@ -41,7 +41,8 @@ impl StatsReader {
     pub fn open(path: &Path) -> Result<Self> {
         let refused = |reason: String| Error::StatsPage { path: path.to_owned(), reason };
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let file = open(path, flags, Mode::empty()).map_err(|error| refused(format!("cannot be opened: {error}")))?;
+        let file = open(path, flags, Mode::empty())
+            .map_err(|error| refused(format!("cannot be opened: {error}")))?;
         let file = File::from(file);
         let header = read_whole(&file).and_then(|page| Header::decode(&page)).map_err(refused)?;
         Ok(Self { file, path: path.to_owned(), header })
@@ -98,10 +99,9 @@ impl StatsReader {
         let state = self.state();
         let page = read_whole(&self.file).map_err(refused)?;
         let header = Header::decode(&page).map_err(refused)?;
-        let record_bytes = (header.record_at(0, 1) - header.record_at(0, 0)) as usize;
+        let places = header.places();
         let record = |shard: usize| {
-            let places = [0, 1].map(|sequence| header.record_at(shard, sequence) as usize);
-            let records = places.map(|at| page.get(at..at + record_bytes).and_then(layout::open_record));
+            let records = [0, 1].map(|turn| page.get(places.of(shard, turn)).and_then(layout::open_record));
             records.into_iter().flatten().max_by_key(|record| record.sequence)
         };
         let shards = (0..header.shards).map(|shard| {

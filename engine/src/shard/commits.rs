@@ -73,7 +73,10 @@ impl Shard {
                         self.reads_yield = true;
                         continue;
                     }
-                    let payload = ShardPayload::new(PayloadKind::Flush { namespace: namespace.id(), epoch }, &self.watch);
+                    let payload = ShardPayload::new(
+                        PayloadKind::Flush { namespace: namespace.id(), epoch },
+                        &self.watch,
+                    );
                     match self.queue.submit(namespace, Io::Flush, payload) {
                         Ok(()) => {
                             let joined = group.submitted();

@@ -268,8 +268,7 @@ impl Shard {
             let count = (rest.end - rest.start).min(stripe_end - first).min(pages_max);
             let (lba, blocks) = (shape.lba(first), shape.blocks(&(first..first + count)));
             let zeroes = Io::WriteZeroes { lba, blocks, fua: Fua::No, deallocation: Deallocation::Allow };
-            let payload =
-                ShardPayload::new(PayloadKind::Zero { slot: job.slot }, &self.watch);
+            let payload = ShardPayload::new(PayloadKind::Zero { slot: job.slot }, &self.watch);
             match self.queue.submit(&shape.namespace, zeroes, payload) {
                 Ok(()) => {
                     events::block_rq_issue(
