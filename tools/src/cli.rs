@@ -1,8 +1,11 @@
 //! The command line: what can be asked for, with examples.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use foliant::StatsPage;
 use foliant_nvme_pci::PciAddress;
 
 use crate::bench::ReportFile;
@@ -28,6 +31,7 @@ use crate::target::Target;
   foliant bench 'emu:null?size=1TiB' --seconds 3
   foliant replay trace.csv --device 'emu:disk.img?size=40GiB&lba=512' --cache 256MiB --verify
   foliant trace --out writeback.svg
+  foliant top
   foliant devices
   foliant mirror status emu:data.img --mirror emu:copy.img
   foliant doctor
@@ -50,6 +54,8 @@ pub(crate) enum Command {
     Replay(ReplayOptions),
     /// Draw what writeback does while a workload runs, and check it.
     Trace(TraceOptions),
+    /// Watch a running engine: shards, hits and misses, queue depth, dirty pages, throttling, latencies.
+    Top(TopOptions),
     /// Show what a controller says of itself and its namespaces.
     Identify(IdentifyOptions),
     /// Measure a device, by the driver alone or through the page cache.
@@ -113,6 +119,8 @@ pub(crate) struct DemoOptions {
     /// Threads that commit transactions.
     #[arg(long, default_value_t = 4, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub(crate) threads: u16,
+    #[command(flatten)]
+    pub(crate) stats: StatsOptions,
     /// Print the result as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -132,6 +140,8 @@ pub(crate) struct DemoWorkerOptions {
     /// As of `demo`.
     #[arg(long, value_name = "N")]
     pub(crate) threads: u16,
+    #[command(flatten)]
+    pub(crate) stats: StatsOptions,
 }
 
 /// Replays a block trace (CSV with the columns version,time,op,size,lbn: op 28 reads and 2a writes, size in bytes,
@@ -166,6 +176,8 @@ pub(crate) struct ReplayOptions {
     /// Allow overwriting an image that holds data.
     #[arg(long)]
     pub(crate) overwrite: bool,
+    #[command(flatten)]
+    pub(crate) stats: StatsOptions,
     /// Print the result as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
@@ -211,6 +223,87 @@ pub(crate) struct TraceOptions {
     /// Print the result as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Shows what running engines do, a line a shard: from the stats page that each of them has in memory, which this command
+/// only reads. Without PAGE it finds the pages of all engines that this user may see. Figures are of the last interval: state
+/// (share of the time awake), page accesses that hit and that missed, commands in flight, requests that wait in the shard,
+/// pages dirty, under writeback and behind a write-ahead gate, free frames, writers that are slowed and to which rate, and
+/// how long reads waited for pages, write commands took and syncs took. Keys: q quits, p pauses, + and - change the interval,
+/// Tab shows the next engine.
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  foliant bench 'emu:ram?size=1GiB' --cached --seconds 60 --stats auto &
+  foliant top
+  foliant top /run/postgres/foliant.stats --interval 0.5
+  foliant top --once                        a table, for a terminal that isn't one
+  foliant top --json | jq '.engines[0].total.hit_ratio'
+  foliant top --prometheus > /var/lib/node_exporter/foliant.prom.new
+
+docs/observing.md tells what a page holds, what each metric means, and how Prometheus gets it.")]
+pub(crate) struct TopOptions {
+    /// The stats page of an engine; those of all running engines when none is named.
+    pub(crate) page: Option<PathBuf>,
+    /// Print the figures of one interval as a table, and end.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Print the figures of one interval as one JSON object, and end.
+    #[arg(long, conflicts_with = "once")]
+    pub(crate) json: bool,
+    /// Print all metrics in Prometheus's text format, and end.
+    #[arg(long, conflicts_with_all = ["once", "json"])]
+    pub(crate) prometheus: bool,
+    /// Seconds between two readings, 0.1 to 60.
+    #[arg(long, default_value = "1", value_name = "SECONDS", value_parser = parse_interval)]
+    pub(crate) interval: Duration,
+}
+
+impl TopOptions {
+    pub(crate) fn interval(&self) -> Duration {
+        self.interval
+    }
+}
+
+fn parse_interval(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    if (0.1..=60.0).contains(&seconds) {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err("must be between 0.1 and 60".to_owned())
+    }
+}
+
+/// Where a command that runs an engine shows it to `foliant top`.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct StatsOptions {
+    /// Show what the engine does to `foliant top` and Prometheus: in this file on tmpfs, or where `foliant top` looks by
+    /// itself when PAGE is `auto`.
+    #[arg(long = "stats", value_name = "PAGE", value_parser = parse_stats)]
+    pub(crate) page: Option<StatsPage>,
+}
+
+impl StatsOptions {
+    pub(crate) fn page(&self) -> StatsPage {
+        self.page.clone().unwrap_or_default()
+    }
+
+    /// The arguments that ask another process for the same.
+    pub(crate) fn arguments(&self) -> Vec<OsString> {
+        let page = match &self.page {
+            None | Some(StatsPage::None) => return Vec::new(),
+            Some(StatsPage::Found) => "auto".into(),
+            Some(StatsPage::At(path)) => path.clone().into_os_string(),
+        };
+        vec!["--stats".into(), page]
+    }
+}
+
+fn parse_stats(text: &str) -> Result<StatsPage, String> {
+    match text {
+        "" => Err("name a file on tmpfs, or auto".to_owned()),
+        "auto" => Ok(StatsPage::Found),
+        path => Ok(StatsPage::At(path.into())),
+    }
 }
 
 /// Shows the controller, its namespaces and limits, and the memory that the driver shares with it. Writes nothing.
@@ -384,6 +477,8 @@ pub(crate) struct BenchOptions {
     /// Allow overwriting an image that holds data.
     #[arg(long)]
     pub(crate) overwrite: bool,
+    #[command(flatten)]
+    pub(crate) stats: StatsOptions,
     /// Print the result as one JSON object.
     #[arg(long)]
     pub(crate) json: bool,

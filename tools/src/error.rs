@@ -65,6 +65,15 @@ pub(crate) enum Error {
     Submit(#[from] SubmitError),
     #[error("a thread panicked while it {what}; please report this with the command line")]
     ThreadPanicked { what: &'static str },
+    #[error("stats page {}: {reason}", path.display())]
+    Stats { path: PathBuf, reason: String },
+    #[error(
+        "no running engine shows itself in {looked}; open it with EngineOptions::stats_page = StatsPage::Found, run \
+         foliant bench, replay or demo with --stats, or name its page: foliant top PAGE"
+    )]
+    NoStats { looked: String },
+    #[error("standard output is no terminal; use foliant top --once, --json or --prometheus there")]
+    NoTerminal,
     #[error("there is nothing to show: {reason}")]
     NothingTraced { reason: &'static str },
     #[error("cannot draw {title} of the report: {reason}; please report this with the command line")]

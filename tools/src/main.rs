@@ -32,6 +32,7 @@ mod size;
 mod stdout;
 mod table;
 mod target;
+mod top;
 mod trace;
 mod verdict;
 
@@ -80,6 +81,7 @@ fn run(command: &Command, watch: &Watch) -> Result<Verdict, Error> {
         Command::Mirror(options) => mirror::run(&options.command),
         Command::Replay(options) => replay::run(options),
         Command::Trace(options) => trace::run(options, watch),
+        Command::Top(options) => top::run(options),
         Command::Identify(options) => identify::run(options),
         Command::Bench(options) => bench::run(options),
         Command::Devices(options) => devices::run(options),

@@ -706,3 +706,118 @@ fn a_trace_that_cannot_be_made_is_refused_with_what_is_wrong_and_leaves_no_pictu
     refuse(&[&device, "--out", &file], 1, &["theirs.img", "byte 70000", "--overwrite"]);
     assert_eq!(std::fs::read(&image).unwrap(), before);
 }
+
+/// A bench that runs until it is killed, and shows itself.
+struct Running {
+    child: std::process::Child,
+    runtime: TempDir,
+}
+
+impl Running {
+    fn start(stats: &str) -> Self {
+        let runtime = tempfile::tempdir_in("/dev/shm").unwrap();
+        let stats = stats.replace("RUNTIME", &runtime.path().display().to_string());
+        let bench =
+            ["bench", "emu:ram?size=64MiB", "--cached", "--cache", "8MiB", "--shards", "2", "--mix", "70"];
+        let child = Command::new(env!("CARGO_BIN_EXE_foliant"))
+            .args(bench)
+            .args(["--seconds", "600", "--depth", "2", "--stats", &stats])
+            .env("XDG_RUNTIME_DIR", runtime.path())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .expect("the program starts");
+        Self { child, runtime }
+    }
+
+    fn page(&self) -> String {
+        self.runtime.path().join("page").display().to_string()
+    }
+
+    /// What `foliant top` prints of it, once there is something.
+    fn top(&self, arguments: &[&str]) -> String {
+        for _ in 0..60 {
+            let output = Command::new(env!("CARGO_BIN_EXE_foliant"))
+                .arg("top")
+                .args(arguments)
+                .env("XDG_RUNTIME_DIR", self.runtime.path())
+                .output()
+                .expect("the program starts");
+            if output.status.success() {
+                return text(&output.stdout);
+            }
+            std::thread::yield_now();
+        }
+        panic!("the bench never shows itself");
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().and_then(|()| self.child.wait()).expect("a child can be killed");
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[test]
+fn top_shows_a_running_engine_and_what_it_did_last_when_it_was_killed() {
+    let mut bench = Running::start("RUNTIME/page");
+    let page = bench.page();
+    let shown: Value = serde_json::from_str(&bench.top(&[&page, "--json"])).unwrap();
+    let engine = &shown["engines"][0];
+    assert_eq!(
+        (engine["pid"].as_u64(), &engine["is_running"]),
+        (Some(bench.child.id().into()), &Value::Bool(true))
+    );
+    assert_eq!(engine["shards"].as_array().map(Vec::len), Some(2), "{engine}");
+    let total = &engine["total"];
+    assert!(total["hits_per_second"].as_f64() > Some(0.0) && total["misses_per_second"].as_f64() > Some(0.0));
+    assert!(total["read_wait"]["p99_us"].as_f64() > Some(0.0), "{total}");
+
+    let table = bench.top(&[&page, "--once"]);
+    assert!(table.contains("hits/s") && table.contains("emu:ram") && table.contains("open for"), "{table}");
+    let metrics = bench.top(&[&page, "--prometheus"]);
+    let up = metrics.lines().find(|line| line.starts_with("foliant_up{")).unwrap();
+    assert!(up.ends_with(" 1") && up.contains(&format!("page=\"{page}\"")), "{up}");
+    assert!(metrics.contains("foliant_read_wait_seconds_bucket{"));
+
+    bench.kill();
+    assert!(bench.top(&[&page, "--once"]).contains("has ended"));
+    let metrics = bench.top(&[&page, "--prometheus"]);
+    assert!(metrics.lines().any(|line| line.starts_with("foliant_up{") && line.ends_with(" 0")));
+    // Whoever comes next takes the place over, and leaves it empty.
+    let next = ["bench", "emu:ram?size=64MiB", "--cached", "--seconds", "1", "--stats", &page];
+    assert_eq!(foliant(&next).status.code(), Some(0));
+    expect_refusal(&["top", &page, "--once"], 1, &["cannot be opened"]);
+}
+
+#[test]
+fn top_finds_running_engines_by_itself() {
+    let bench = Running::start("auto");
+    let pid = bench.child.id();
+    let is_found = |shown: &str| {
+        let shown: Value = serde_json::from_str(shown).unwrap();
+        let engines = shown["engines"].as_array().unwrap();
+        engines.iter().any(|engine| engine["pid"].as_u64() == Some(pid.into()))
+    };
+    // Others' engines may run beside it.
+    assert!((0..60).any(|_| is_found(&bench.top(&["--json"]))));
+}
+
+#[test]
+fn top_says_what_keeps_it_from_showing_anything() {
+    let scratch = Scratch::new();
+    let image = scratch.image("image", 1 << 20, &[(0, &[1; 512])]);
+    expect_refusal(&["top", "/not/there"], 1, &["/not/there", "cannot be opened"]);
+    expect_refusal(&["top", &image.display().to_string(), "--json"], 1, &["no stats page"]);
+    let bench = Running::start("RUNTIME/page");
+    bench.top(&[&bench.page(), "--prometheus"]);
+    expect_refusal(&["top", &bench.page()], 1, &["no terminal", "--once"]);
+    expect_refusal(&["top", "--interval", "0"], 2, &["between 0.1 and 60"]);
+    let taken = ["bench", "emu:ram?size=64MiB", "--cached", "--stats", &bench.page()];
+    expect_refusal(&taken, 1, &["belongs to a running engine", &bench.child.id().to_string()]);
+    expect_refusal(&["bench", "emu:ram?size=64MiB", "--stats", "auto"], 1, &["add --cached"]);
+}

@@ -26,6 +26,7 @@ pub(crate) fn measure(options: &BenchOptions, target: &Target, load: Load) -> Re
         &EngineOptions {
             cache_bytes: options.cache.0,
             shards: options.shards.into(),
+            stats_page: options.stats.page(),
             ..EngineOptions::default()
         },
     )?;

@@ -33,6 +33,13 @@ const SWEEP_STEP_MAX: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(options: &BenchOptions) -> Result<Verdict, Error> {
     let target = &options.uri;
+    if options.stats.page.is_some() && !options.cached {
+        return Err(Error::Option {
+            option: "--stats",
+            value: "with --raw".to_owned(),
+            reason: "the raw driver has no page cache to show; add --cached".to_owned(),
+        });
+    }
     if options.mix < 100 && !options.overwrite {
         target.require_empty("bench with writes")?;
     }

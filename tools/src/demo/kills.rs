@@ -137,7 +137,7 @@ impl<'a> Demo<'a> {
     }
 
     fn open(&self) -> Result<Opened, Error> {
-        Opened::open(self.target, self.options.cache.0)
+        Opened::open(self.target, self.options.cache.0, self.options.stats.page())
     }
 
     fn run_all(&mut self, format: Format) -> Result<(), Error> {
@@ -250,6 +250,7 @@ impl<'a> Demo<'a> {
             .args(["--device", self.target.uri()])
             .args(["--cache", &cache.0.to_string()])
             .args(["--threads", &threads.to_string()])
+            .args(self.options.stats.arguments())
             .args(files)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

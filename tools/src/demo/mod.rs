@@ -187,7 +187,9 @@ impl<'a> Demo<'a> {
     }
 
     fn engine_options(&self) -> EngineOptions {
-        EngineOptions { cache_bytes: self.options.cache.0, shards: SHARDS, ..EngineOptions::default() }
+        let stats_page = self.options.stats.page();
+        let cache_bytes = self.options.cache.0;
+        EngineOptions { cache_bytes, shards: SHARDS, stats_page, ..EngineOptions::default() }
     }
 
     fn open(&self) -> Result<Session, Error> {

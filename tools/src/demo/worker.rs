@@ -7,7 +7,7 @@
 use std::io::Write;
 
 use foliant::redb_storage::MappingBackend;
-use foliant::{Engine, EngineOptions, MappingOptions};
+use foliant::{Engine, EngineOptions, MappingOptions, StatsPage};
 use redb::Database;
 
 use super::ledger::TransactionId;
@@ -25,8 +25,8 @@ pub(crate) struct Opened {
 
 impl Opened {
     /// Takes the device over and opens engine and database; redb repairs itself if it has to.
-    pub(crate) fn open(target: &Target, cache_bytes: u64) -> Result<Self, Error> {
-        let options = EngineOptions { cache_bytes, shards: SHARDS, ..EngineOptions::default() };
+    pub(crate) fn open(target: &Target, cache_bytes: u64, stats_page: StatsPage) -> Result<Self, Error> {
+        let options = EngineOptions { cache_bytes, shards: SHARDS, stats_page, ..EngineOptions::default() };
         let engine = Engine::open_on(target.open()?.attach()?, &options)?;
         let mapping = engine.mapping(&MappingOptions::default())?;
         let database = Database::builder()
@@ -45,7 +45,7 @@ impl Opened {
 
 pub(crate) fn run(options: &DemoWorkerOptions) -> Result<Verdict, Error> {
     let sources = sources::read_sources(&options.files)?;
-    let opened = Opened::open(&options.device, options.cache.0)?;
+    let opened = Opened::open(&options.device, options.cache.0, options.stats.page())?;
     std::thread::scope(|scope| {
         let commit_all = || {
             while let Some((id, source)) = next_order()? {

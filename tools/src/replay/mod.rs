@@ -65,6 +65,7 @@ fn replay(options: &ReplayOptions) -> Result<ReplayReport, Error> {
         &EngineOptions {
             cache_bytes: options.cache.0,
             shards: options.shards.into(),
+            stats_page: options.stats.page(),
             ..EngineOptions::default()
         },
     )?;
