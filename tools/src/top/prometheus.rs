@@ -122,9 +122,13 @@ mod tests {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         while future.as_mut().poll(&mut context).is_pending() {
             now_ns += 1000;
-            shards.iter_mut().for_each(|shard| drop(shard.poll(now_ns)));
+            for shard in &mut shards {
+                shard.poll(now_ns);
+            }
         }
-        shards.iter_mut().for_each(|shard| drop(shard.poll(now_ns + 2_000_000_000)));
+        for shard in &mut shards {
+            shard.poll(now_ns + 2_000_000_000);
+        }
         StatsReader::open(&path).unwrap().read().unwrap()
     }
 

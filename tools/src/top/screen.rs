@@ -14,6 +14,12 @@ use crate::size::ByteSize;
 /// Points of a history.
 const HISTORY: usize = 512;
 
+/// Between two columns.
+const COLUMN_SPACING: usize = 2;
+/// The columns that a narrow terminal does without, the first first.
+const SPARED: [&str; 8] =
+    ["write p50/p99", "gated", "wait", "wrback", "free", "sync p50/p99", "depth", "read p50/p99"];
+
 /// What is shown.
 #[derive(Debug, Default)]
 pub(super) struct Screen {
@@ -97,8 +103,16 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, figures: &Figures) {
     let cells = all_cells(figures);
     let width = |column: usize| {
         let longest = cells.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        Constraint::Length(longest.max(COLUMNS[column].len()) as u16)
+        longest.max(COLUMNS[column].len())
     };
+    let mut columns: Vec<usize> = (0..COLUMNS.len()).collect();
+    let mut spared = SPARED.iter();
+    while columns.iter().map(|&column| width(column) + COLUMN_SPACING).sum::<usize>()
+        > usize::from(area.width) + COLUMN_SPACING
+        && let Some(name) = spared.next()
+    {
+        columns.retain(|&column| COLUMNS[column] != *name);
+    }
     let activities = figures.shards.iter().map(|row| row.activity).chain([figures.total.activity]);
     let last = cells.len() - 1;
     let rows = cells.iter().zip(activities).enumerate().map(|(index, (row, activity))| {
@@ -108,13 +122,14 @@ fn draw_table(frame: &mut Frame<'_>, area: Rect, figures: &Figures) {
             Activity::Awake => Style::new(),
         };
         let style = if index == last { colour.add_modifier(Modifier::BOLD) } else { colour };
-        let right = row.iter().map(|cell| Line::from(cell.as_str()).right_aligned());
+        let right = columns.iter().map(|&column| Line::from(row[column].as_str()).right_aligned());
         TableRow::new(right.collect::<Vec<_>>()).style(style)
     });
-    let header = COLUMNS.map(|name| Line::from(name).right_aligned());
-    let table = Table::new(rows, (0..COLUMNS.len()).map(width))
-        .header(TableRow::new(header.to_vec()).style(Style::new().add_modifier(Modifier::REVERSED)))
-        .column_spacing(2);
+    let header = columns.iter().map(|&column| Line::from(COLUMNS[column]).right_aligned());
+    let widths = columns.iter().map(|&column| Constraint::Length(width(column) as u16));
+    let table = Table::new(rows, widths)
+        .header(TableRow::new(header).style(Style::new().add_modifier(Modifier::REVERSED)))
+        .column_spacing(COLUMN_SPACING as u16);
     frame.render_widget(table, area);
 }
 
@@ -127,7 +142,7 @@ fn draw_keys(frame: &mut Frame<'_>, area: Rect, mode: Mode) {
         key("p"),
         if mode.is_paused { " go on  ".into() } else { " pause  ".into() },
         key("+ -"),
-        format!(" every {:.1} s  ", mode.interval_ms as f64 / 1e3).into(),
+        format!(" every {} s  ", mode.interval_ms as f64 / 1e3).into(),
     ];
     if of > 1 {
         spans.extend([key("Tab"), format!(" next engine ({at} of {of})  ").into()]);
@@ -180,6 +195,16 @@ mod tests {
         let text = drawn(160, 24, &figures(), Mode { is_paused: true, engine: (2, 3), ..MODE });
         assert!(text.contains("paused") && text.contains("p go on"), "{text}");
         assert!(text.contains("next engine (2 of 3)"), "{text}");
+    }
+
+    #[test]
+    fn a_narrow_screen_does_without_some_columns_and_cuts_none() {
+        let text = drawn(80, 24, &figures(), MODE);
+        let lines: Vec<&str> = text.lines().collect();
+        for words in ["hits/s", "miss/s", "hit %", "dirty", "throttle"] {
+            assert!(lines[1].contains(words), "{words}: {text}");
+        }
+        assert!(!lines[1].contains("gated") && lines[2].contains("3 @ 200 MiB/s"), "{text}");
     }
 
     #[test]
