@@ -14,6 +14,8 @@ pub struct Machine {
     pub run_by: RunBy,
     /// Memory.
     pub memory_mib: u32,
+    /// NUMA nodes, among which processors and memory are divided evenly.
+    pub nodes: u8,
     /// What is needed of its kernel.
     pub kernel: KernelNeed,
     /// Its IOMMU.
@@ -107,6 +109,7 @@ impl Machine {
             vcpus: 2,
             run_by: RunBy::OneThread,
             memory_mib: 512,
+            nodes: 1,
             kernel: KernelNeed::Groups,
             iommu: Iommu::Intel { address_bits: 48 },
             hugepages: 32,
@@ -184,6 +187,7 @@ impl Machine {
         };
         arguments.extend(["-accel".into(), format!("tcg,thread={threads}"), "-cpu".into(), processor.into()]);
         arguments.extend(["-smp".into(), self.vcpus.to_string(), "-m".into(), self.memory_mib.to_string()]);
+        arguments.extend(self.node_arguments());
         let iommu = match self.iommu {
             Iommu::Absent => None,
             Iommu::Intel { address_bits } => Some(format!("intel-iommu,intremap=on,aw-bits={address_bits}")),
@@ -199,6 +203,24 @@ impl Machine {
             }
         }
         arguments
+    }
+
+    /// QEMU's arguments for its nodes; none for one.
+    fn node_arguments(&self) -> Vec<String> {
+        if self.nodes < 2 {
+            return Vec::new();
+        }
+        let (vcpus, memory_mib) = (self.vcpus / self.nodes, self.memory_mib / u32::from(self.nodes));
+        let node = |node: u8| {
+            let (first, last) = (node * vcpus, (node + 1) * vcpus - 1);
+            [
+                "-object".to_owned(),
+                format!("memory-backend-ram,id=memory{node},size={memory_mib}M"),
+                "-numa".to_owned(),
+                format!("node,nodeid={node},cpus={first}-{last},memdev=memory{node}"),
+            ]
+        };
+        (0..self.nodes).flat_map(node).collect()
     }
 
     /// The guest kernel's command line.
@@ -327,5 +349,15 @@ mod tests {
             assert!(line.contains(part), "{part} in {line}");
         }
         assert!(machine.kernel_line().contains("intel_iommu=on"));
+        assert!(!line.contains("-numa"));
+    }
+
+    #[test]
+    fn nodes_share_processors_and_memory() {
+        let machine = Machine { nodes: 2, vcpus: 4, ..Machine::new() };
+        let line = machine.arguments(Path::new("/run")).join(" ");
+        for part in ["id=memory1,size=256M", "nodeid=0,cpus=0-1,memdev=memory0", "nodeid=1,cpus=2-3"] {
+            assert!(line.contains(part), "{part} in {line}");
+        }
     }
 }

@@ -1,8 +1,10 @@
 //! The engine over VFIO: pages through the cache and down to the medium, from several threads and on several devices.
 
+use std::fs;
+use std::path::PathBuf;
 use std::thread;
 
-use foliant::{Engine, EngineStats, Mapping, MappingOptions};
+use foliant::{Engine, EngineOptions, EngineStats, Mapping, MappingOptions, ShardThreads};
 use foliant_guest::pattern::{self, Change};
 use serde::Deserialize;
 use serde_json::json;
@@ -15,6 +17,7 @@ pub(super) const JOBS: &[(&str, Job)] = &[
     ("engine_writes", engine_writes),
     ("engines_at_once", engines_at_once),
     ("engine_syncs", engine_syncs),
+    ("engine_near_device", engine_near_device),
     ("engine_reads", engine_reads),
 ];
 
@@ -113,6 +116,57 @@ fn engine_syncs(context: &Context<'_>) {
     tell_stats(context, &engine.stats());
     mapping.close().expect("the mapping closes");
     engine.close().expect("the engine closes");
+}
+
+/// Writes through shards near the device, and tells on which processors their threads may run, and how much of the memory
+/// that was to lie on the device's node does.
+fn engine_near_device(context: &Context<'_>) {
+    let writing: Writing = context.arguments();
+    let options = EngineOptions {
+        threads: ShardThreads::NearDevice,
+        ..device::engine_options(CACHE_MIB, writing.shards)
+    };
+    let engine = device::engine(&writing.address, &options);
+    let mapping = map(&engine, &writing);
+    write(&mapping, writing.seed);
+    mapping.sync().expect("the sync succeeds");
+    let (near_kib, far_kib) = preferred_kib(1);
+    context.fact("cores", shard_cores());
+    context.fact("near_kib", near_kib);
+    context.fact("far_kib", far_kib);
+    context.fact("cache_kib", CACHE_MIB << 10);
+    mapping.close().expect("the mapping closes");
+    engine.close().expect("the engine closes");
+    context.fact("changes", [written(writing.seed)]);
+}
+
+/// Of the mappings of this process that prefer `node`: how many KiB lie there, and how many on others.
+fn preferred_kib(node: u32) -> (u64, u64) {
+    let maps = fs::read_to_string("/proc/self/numa_maps").expect("the kernel knows nodes");
+    let policy = format!("prefer:{node}");
+    let (mut near, mut far) = (0, 0);
+    for line in maps.lines().filter(|line| line.split(' ').nth(1) == Some(&policy)) {
+        let number = |word: &str| word.parse::<u64>().ok();
+        let page_kib = line.split(' ').find_map(|word| number(word.strip_prefix("kernelpagesize_kB=")?));
+        for (on, pages) in line.split(' ').filter_map(|word| word.strip_prefix('N')?.split_once('=')) {
+            let kib = number(pages).unwrap_or(0) * page_kib.unwrap_or(4);
+            *(if on == node.to_string() { &mut near } else { &mut far }) += kib;
+        }
+    }
+    (near, far)
+}
+
+/// The processors that each shard's thread may run on.
+fn shard_cores() -> Vec<String> {
+    let tasks = fs::read_dir("/proc/self/task").expect("/proc is there").flatten().map(|task| task.path());
+    let shards = tasks
+        .filter(|task| fs::read_to_string(task.join("comm")).is_ok_and(|name| name.starts_with("foliant-")));
+    let cores = |task: PathBuf| {
+        let status = fs::read_to_string(task.join("status")).ok()?;
+        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        Some(list.trim().to_owned())
+    };
+    shards.filter_map(cores).collect()
 }
 
 /// Reads what another program wrote.

@@ -8,6 +8,7 @@ mod faults;
 mod interfaces;
 mod kernel_driver;
 mod limits;
+mod nodes;
 mod processes;
 mod refusals;
 mod removal;
@@ -23,6 +24,7 @@ pub fn all() -> Vec<Boot> {
         driver::boots(),
         conformance::boots(),
         limits::boots(),
+        nodes::boots(),
         durability::boots(),
         faults::boots(),
         removal::boots(),
