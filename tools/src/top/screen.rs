@@ -72,14 +72,16 @@ impl Screen {
 
     fn draw_histories(&self, frame: &mut Frame<'_>, area: Rect) {
         let areas: [Rect; 3] = Layout::vertical([Constraint::Fill(1); 3]).spacing(1).areas(area);
-        let bytes = |rate: u64| format!("{}/s", ByteSize(rate));
-        let accesses = |rate: u64| format!("{}/s", short(rate as f64));
-        let histories: [(&str, &VecDeque<u64>, &dyn Fn(u64) -> String, Color); 3] = [
-            ("page accesses", &self.accesses, &accesses, Color::Green),
-            ("read from the device", &self.read_bytes, &bytes, Color::Cyan),
-            ("written to the device", &self.written_bytes, &bytes, Color::Yellow),
+        let histories = [
+            ("page accesses", &self.accesses, Color::Green),
+            ("read from the device", &self.read_bytes, Color::Cyan),
+            ("written to the device", &self.written_bytes, Color::Yellow),
         ];
-        for (area, (name, history, show, colour)) in areas.into_iter().zip(histories) {
+        for (area, (name, history, colour)) in areas.into_iter().zip(histories) {
+            let show = |rate: u64| match std::ptr::eq(history, &self.accesses) {
+                true => format!("{}/s", short(rate as f64)),
+                false => format!("{}/s", ByteSize(rate)),
+            };
             if area.height < 2 {
                 continue;
             }
