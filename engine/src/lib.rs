@@ -88,6 +88,11 @@ pub use writeback::pass::{DirtyFolio, LockedFolio, Pass, PassStep, WritebackPass
 #[doc = include_str!("../../README.md")]
 struct Readme;
 
+/// And that of the stats page.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/observing.md")]
+struct Observing;
+
 /// So does the one of the write-ahead gate.
 #[cfg(doctest)]
 #[doc = include_str!("../../docs/write-ahead.md")]
