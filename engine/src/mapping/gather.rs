@@ -176,7 +176,7 @@ impl<'a> Gather<'a> {
             if let Ok(grants) = &reply {
                 for (position, frame, _) in grants.iter() {
                     let (page, tag) = (list.page(position), list.tag(position));
-                    each(page, tag, mapping.shared_pin(link, page, frame, pages));
+                    each(page, tag, mapping.granted_shared_pin(link, page, frame, pages));
                 }
             }
             link.replies.release(slot);
