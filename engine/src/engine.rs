@@ -36,6 +36,7 @@ use crate::shard::request::Request;
 use crate::shard::resync::WINDOW_PAGES;
 use crate::shard::runner;
 use crate::shard::{Shard, ShardLimits};
+use crate::share::{CacheShare, ShareTable};
 use crate::stats::EngineStats;
 use crate::table::{Extent, MappingTable};
 use crate::writeback::commit::{Durability, WriteCache};
@@ -47,6 +48,8 @@ pub(crate) struct EngineInner {
     pub links: Box<[Arc<ShardLink>]>,
     pub table: MappingTable,
     gates: GateTable,
+    /// Which shares of the cache there are.
+    pub shares: Arc<ShareTable>,
     /// How long anything waits for what others hold.
     pub pin_wait: std::time::Duration,
     /// Pages that one request may ask for, so that a few requests never need all frames.
@@ -226,8 +229,12 @@ impl Engine {
             mirror.durability.clone_from(&durability);
         }
         let frames: u64 = shards.iter().map(Shard::frames).sum();
+        let links: Box<[_]> = shards.iter().map(|shard| shard.link().clone()).collect();
+        // Beside what is kept for logs there is as much for others.
+        let frames_min = 2 * log_reserve_frames(options, frames / shards.len() as u64);
         let inner = Arc::new(EngineInner {
-            links: shards.iter().map(|shard| shard.link().clone()).collect(),
+            shares: Arc::new(ShareTable::new(&links, frames, frames_min.max(FRAMES_MIN))),
+            links,
             table: MappingTable::new(),
             gates: GateTable::default(),
             pin_wait: options.pin_wait,
@@ -377,7 +384,10 @@ impl Engine {
         let shards = inner.links.len();
         let shape = |slot| {
             let kind = (order, options.stability);
-            MappingShape::new(slot, namespace.clone(), first_lba, capacity_bytes, kind, shards)
+            let mut shape =
+                MappingShape::new(slot, namespace.clone(), first_lba, capacity_bytes, kind, shards);
+            shape.share = options.share.as_ref().map(CacheShare::id).unwrap_or_default();
+            shape
         };
         let (needed, had) = (shape(0).block_commands_max(), u32::from(inner.identity.queue_entries) / 2);
         if needed > had {
@@ -391,6 +401,12 @@ impl Engine {
             return wrong(
                 "an unstable mapping can't have a gate: its pages are written while they change".to_owned(),
             );
+        }
+        if let Some(share) = options.share.as_ref().filter(|share| !share.is_of(&inner.shares)) {
+            return wrong(format!(
+                "the share {:?} is another engine's; make one of this engine",
+                share.name()
+            ));
         }
         let gates = MappingGates { gate: options.gate.clone(), log_of: options.log_of.clone() };
         gates.check(&inner.links)?;
@@ -416,6 +432,7 @@ impl Engine {
                 errors: Default::default(),
                 durability: inner.durability[&options.namespace].clone(),
                 retry: options.retry,
+                share: options.share.clone(),
                 writeback: inner.links.iter().map(|_| Default::default()).collect(),
                 closed: AtomicBool::new(false),
                 dropped: AtomicBool::new(false),
@@ -427,6 +444,13 @@ impl Engine {
             return wrong(format!(
                 "the same range is open with retry: {:?}; every handle of a mapping has the same policy",
                 opened.retry
+            ));
+        }
+        let share = options.share.as_ref().map(CacheShare::id).unwrap_or_default();
+        if opened.shape.share != share {
+            return wrong(format!(
+                "the same range is open with share: {:?}; every handle of a mapping has the same",
+                opened.share.as_ref().map(CacheShare::name)
             ));
         }
         if opened.shape.stability != options.stability {
@@ -706,9 +730,7 @@ fn build_shards(
         gate_wait_ns: nanoseconds(options.gate_wait),
         gated_pages_max: (frames * u64::from(options.gated_percent) / 100).clamp(1, u64::from(u32::MAX))
             as u32,
-        // At least what one request of the log's may ask for.
-        log_reserve_frames: (frames * u64::from(options.log_reserve_percent) / 100)
-            .max(request_pages_max(frames)) as usize,
+        log_reserve_frames: log_reserve_frames(options, frames) as usize,
     };
     let allocate = |pages: usize| -> Result<_> {
         Ok(controller.arena().allocate(pages * PAGE_BYTES).map_err(foliant_nvme::DriverError::from)?)
@@ -744,6 +766,11 @@ fn build_shards(
             Ok(Shard::new(link, inbox, cache, (queue, mirror), label_page, limits.clone(), watch()))
         })
         .collect()
+}
+
+/// Frames that a shard of `frames` frames keeps for logs once one is open: at least what one request of theirs may ask for.
+fn log_reserve_frames(options: &EngineOptions, frames: u64) -> u64 {
+    (frames * u64::from(options.log_reserve_percent) / 100).max(request_pages_max(frames))
 }
 
 /// Pages that one request may ask for in a shard of `frames` frames: so that a few requests never need all.

@@ -102,6 +102,41 @@ pub enum Error {
         /// Why dirty pages can't be written, if the last write failed.
         cause: Option<Box<Error>>,
     },
+    /// A page couldn't be had because every page of its mapping's share of the cache stayed pinned, or dirty and unwritable,
+    /// until the deadline.
+    #[error(
+        "the share {share:?} of the cache had no room within {waited:?}: {}",
+        match cause {
+            Some(cause) => format!("dirty pages cannot be written, since {cause}"),
+            None => format!(
+                "all {limit_pages} pages that it may hold in the shard are pinned or dirty; release pins, or raise its limit \
+                 by resize"
+            ),
+        }
+    )]
+    ShareFull {
+        /// The share's name.
+        share: Arc<str>,
+        /// How long the request waited.
+        waited: Duration,
+        /// Pages that the share may hold in the shard.
+        limit_pages: u64,
+        /// Why dirty pages can't be written, if the last write failed.
+        cause: Option<Box<Error>>,
+    },
+    /// A share of the cache, or the cache, holds more than a lowered limit allows, and did so until the deadline.
+    #[error(
+        "{of} held {above_pages} pages more than its limit in one shard after {waited:?}: they are pinned, or can't be \
+         written; release pins, sync, or raise the limit"
+    )]
+    AboveLimit {
+        /// The share's name, or "the cache".
+        of: Arc<str>,
+        /// How long was waited.
+        waited: Duration,
+        /// Pages above the limit in the shard that answered.
+        above_pages: u64,
+    },
     /// A writer waited at the dirty limits and nothing was written until the deadline.
     #[error(
         "{dirty_pages} of at most {limit_pages} pages of the shard stayed dirty for {waited:?}: {}",
@@ -360,6 +395,8 @@ impl From<Error> for std::io::Error {
             | Error::GateCycle { .. } => std::io::ErrorKind::InvalidInput,
             Error::TryAgain { .. } | Error::Throttled { .. } => std::io::ErrorKind::WouldBlock,
             Error::CacheFull { .. }
+            | Error::ShareFull { .. }
+            | Error::AboveLimit { .. }
             | Error::DirtyLimit { .. }
             | Error::PinnedTooLong { .. }
             | Error::TooManyRequests { .. }

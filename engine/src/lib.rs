@@ -48,6 +48,7 @@ mod primitives;
 pub mod redb_storage;
 mod reply;
 mod shard;
+mod share;
 mod stats;
 mod table;
 mod writeback;
@@ -74,6 +75,7 @@ pub use pin::{PagePin, PagePinMut};
 pub use reply::block_until;
 pub use shard::balance::DirtyMemory;
 pub use shard::{Shard, Step};
+pub use share::{CacheShare, ShareOptions, ShareUsage};
 pub use stats::EngineStats;
 pub use writeback::callback::{Disposition, WritebackCallback};
 pub use writeback::control::{

@@ -36,6 +36,7 @@ use crate::shard::link::{RequestFuture, ShardLink};
 use crate::shard::open::OpenMapping;
 use crate::shard::passes::PassOrder;
 use crate::shard::request::{Pacing, Request, Want};
+use crate::share::CacheShare;
 use crate::writeback::callback::{self, Callback, WritebackCallback};
 use crate::writeback::control::{
     Context, PassEnd, SyncMode, WritebackControl, WritebackOutcome, WritebackRange,
@@ -83,6 +84,9 @@ pub struct MappingOptions {
     /// The mapping holds the log of this gate: frames are kept in reserve for it. The gate may be another
     /// engine's, unless the mapping is gated itself.
     pub log_of: Option<Gate>,
+    /// Which share of the cache its pages are counted in, and compete in; `None` for all of it. One of the same engine's;
+    /// every handle of a mapping has the same.
+    pub share: Option<CacheShare>,
     /// Its writes go to this range, too. A mirrored mapping leaves a block behind its range for its label, on either
     /// device; `len_bytes: None` does so by itself.
     pub mirror: Option<MirrorOptions>,
@@ -120,6 +124,7 @@ impl Default for MappingOptions {
             stability: Stability::default(),
             gate: None,
             log_of: None,
+            share: None,
             mirror: None,
         }
     }

@@ -139,6 +139,12 @@ counters! {
     refaults,
     /// Of those, pages that so few others had been evicted since that they count as hot (`workingset_activate`).
     refaults_hot,
+    /// Pages that were given frames, filled or not.
+    pages_installed,
+    /// Pages whose frames were given back, for whatever reason: those in the cache now are the others.
+    pages_released,
+    /// Pages that occupy frames now.
+    pages_cached,
     /// Folios that were given frames: of one page or many.
     folios_installed,
     /// Folios split because a page of theirs was wanted by itself.

@@ -20,6 +20,7 @@ pub(crate) mod owned;
 pub(crate) mod published;
 pub(crate) mod readahead;
 pub(crate) mod shape;
+pub(crate) mod shares;
 pub(crate) mod stripe;
 pub(crate) mod table;
 pub(crate) mod tags;
@@ -37,6 +38,7 @@ use index::FolioIndex;
 use lsn::{GatedMappings, Lsn, PageLsns};
 use published::Slot;
 use shape::{MappingShape, Stability};
+use shares::ShareAccounts;
 use table::Table;
 use tags::{Tag, TagNodes};
 
@@ -135,6 +137,8 @@ pub(crate) struct SharedCache {
     pub balance: DirtyBalance,
     pub lsns: PageLsns,
     pub gated: GatedMappings,
+    /// What each share of the cache holds, and may hold.
+    pub shares: ShareAccounts,
 }
 
 impl SharedCache {

@@ -17,6 +17,9 @@ use super::frames::FrameMemory;
 use super::index::FolioIndex;
 use super::lsn::{GatedMappings, PageLsns};
 use super::shape::MappingShape;
+#[cfg(any(test, debug_assertions))]
+use super::shares::SHARES_MAX;
+use super::shares::ShareAccounts;
 use super::table::Table;
 use super::tags::{Tag, TagTree};
 use super::workingset::{Refault, Shadows};
@@ -26,6 +29,14 @@ use crate::writeback::throttle::DirtyLimits;
 /// One of so many frames is left in blocks of a leaf's size or more, for large folios, when single pages are spread over
 /// such blocks.
 const WHOLE_BLOCKS_SPARED: u32 = 8;
+
+/// Whether what is evicted leaves a shadow entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Remembered {
+    Yes,
+    /// It was said not to be wanted again: its coming back tells nothing.
+    No,
+}
 
 /// A shard's cache: the shared part and the structure that the shard owns.
 #[derive(Debug)]
@@ -44,6 +55,9 @@ pub(crate) struct ShardCache {
     pub evicted: u64,
     /// Folios split since open.
     pub splits: u64,
+    /// Pages that were given frames since open, and pages whose frames were given back.
+    pub installed: u64,
+    pub released: u64,
 }
 
 impl ShardCache {
@@ -69,12 +83,25 @@ impl ShardCache {
             balance: DirtyBalance::new(dirty),
             lsns: PageLsns::new(count as usize),
             gated: GatedMappings::default(),
+            shares: ShareAccounts::new(u64::from(count)),
             frames,
         };
         let free = FreeFrames::new(&shared.headers);
         let (shared, shadows) = (Arc::new(shared), Shadows::new(count));
         let reserve = (FolioOrder(0), 0);
-        Ok(Self { shared, tree, shard, free, reserve, hand: 0, shadows, evicted: 0, splits: 0 })
+        Ok(Self {
+            shared,
+            tree,
+            shard,
+            free,
+            reserve,
+            hand: 0,
+            shadows,
+            evicted: 0,
+            splits: 0,
+            installed: 0,
+            released: 0,
+        })
     }
 
     /// Bytes beside the frames that don't depend on what is cached; tag nodes in use come on top.
@@ -86,13 +113,19 @@ impl ShardCache {
             + size_of_val(&*self.shared.marked)
     }
 
+    /// Frames that are free and may be used.
     pub(crate) fn free_frames(&self) -> usize {
-        self.free.count()
+        self.free.count().saturating_sub(self.shared.shares.withheld() as usize)
+    }
+
+    /// Frames that hold pages, filled or not.
+    pub(crate) fn used_frames(&self) -> usize {
+        self.shared.headers.len() - self.free.count()
     }
 
     /// Whether `folios` folios of `order` can be installed now.
     pub(crate) fn has_room(&self, order: FolioOrder, folios: usize) -> bool {
-        self.free.has(order, folios)
+        self.free.has(order, folios) && self.free_frames() >= folios * order.pages() as usize
     }
 
     /// Whether these folios can be installed so that so many blocks of another order are left.
@@ -133,6 +166,8 @@ impl ShardCache {
             }
             done += u64::from(bits.count_ones());
         }
+        self.shared.shares.installed(shape, order.pages());
+        self.installed += order.pages();
         Some(head)
     }
 
@@ -184,6 +219,8 @@ impl ShardCache {
             self.shared.folio(FrameId(frame)).scrub_frozen();
         }
         self.free.give(&self.shared.headers, head, order);
+        self.shared.shares.released(shape, order.pages());
+        self.released += order.pages();
     }
 
     /// Makes a frozen folio into smaller ones: those that `pieces` names by their first page within it, in ascending
@@ -256,25 +293,44 @@ impl ShardCache {
             if !open || !folio.turns_cold() {
                 continue;
             }
-            let in_part = folio.state().filled() < order.pages();
-            if shared.is_needed(head) && !in_part || !folio.freeze_unused() {
-                continue;
-            }
             let shape = shape_of(folio.key()).expect("a cached folio's mapping is open");
-            // Frozen, it can't be dirtied any more; it may have been between the look at its marks and now (WB-27).
-            if !shared.is_needed(head) {
-                self.evicted += folio.state().filled();
-                let first = folio.key().page();
-                for block in first >> shape.order.0..(first + folio.state().filled()) >> shape.order.0 {
-                    self.shadows.remember(shape.slot, block, self.evicted);
-                }
-                self.release(shape, head);
-            } else if folio.state().filled() < order.pages() {
-                self.trim(shape, head);
-            } else {
-                folio.thaw();
+            if shared.shares.may_take(shape) {
+                self.evict_folio(shape, head, Remembered::Yes);
             }
         }
+    }
+
+    /// Evicts a folio that is open if nobody uses it and the device has its bytes; of one that was never filled whole the
+    /// rest goes in any case. True when the folio has gone.
+    pub(crate) fn evict_folio(
+        &mut self,
+        shape: &MappingShape,
+        head: FrameId,
+        remembered: Remembered,
+    ) -> bool {
+        let shared = self.shared.clone();
+        let folio = shared.folio(head);
+        let in_part = folio.state().filled() < folio.order().pages();
+        if shared.is_needed(head) && !in_part || !folio.freeze_unused() {
+            return false;
+        }
+        // Frozen, it can't be dirtied any more; it may have been between the look at its marks and now (WB-27).
+        if !shared.is_needed(head) {
+            self.evicted += folio.state().filled();
+            let first = folio.key().page();
+            let blocks = first >> shape.order.0..(first + folio.state().filled()) >> shape.order.0;
+            for block in blocks.filter(|_| remembered == Remembered::Yes) {
+                self.shadows.remember(shape.slot, block, self.evicted);
+            }
+            self.release(shape, head);
+            return true;
+        }
+        if folio.state().filled() < folio.order().pages() {
+            self.trim(shape, head);
+        } else {
+            folio.thaw();
+        }
+        false
     }
 
     /// A folio was installed for somebody who wants its first `pages` pages: whether they were evicted lately. It is hot
@@ -390,6 +446,7 @@ impl ShardCache {
         let mut used = 0;
         let mut counts = vec![(0, 0, 0); MAPPINGS_MAX];
         let mut throttleable = 0;
+        let mut shares = [0; SHARES_MAX];
         for (frame, folio) in self.shared.headers.iter().enumerate() {
             if folio.state().frozen() {
                 continue;
@@ -399,6 +456,7 @@ impl ShardCache {
             let shape = shape_of(first).expect("a cached folio's mapping is open");
             assert!(order >= shape.order, "{first:?} is smaller than its mapping allows");
             used += order.pages() as usize;
+            shares[usize::from(shape.share.0)] += order.pages();
             for within in 0..order.pages() {
                 let (frame, page) = (FrameId(head.0 + within as u32), first.page() + within);
                 let header = self.shared.folio(frame);
@@ -429,6 +487,8 @@ impl ShardCache {
             assert_eq!(kept, counts, "counts of mapping {slot}");
         }
         assert_eq!(self.shared.balance.marked(), throttleable, "what writers are slowed by");
+        self.shared.shares.assert_counts(&shares);
+        assert_eq!(self.installed - self.released, used as u64, "what was installed and not released");
         assert_eq!(used + self.free.count(), self.shared.headers.len(), "every frame is used or free");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::folio::{FolioKey, FolioOrder};
 use super::frames::PAGE_BYTES;
+use super::shares::ShareId;
 use super::stripe::Striping;
 use super::tags::TreeId;
 use foliant_nvme::{Lba, Namespace};
@@ -39,6 +40,8 @@ pub(crate) struct MappingShape {
     pub order: FolioOrder,
     /// Whether writers leave alone what the device reads.
     pub stability: Stability,
+    /// Which share of the cache its pages are counted in.
+    pub share: ShareId,
 }
 
 impl MappingShape {
@@ -53,7 +56,8 @@ impl MappingShape {
         let striping = Striping::new(shards, slot);
         let pages = capacity_bytes.div_ceil(PAGE_BYTES as u64);
         let tree = TreeId::new(slot, striping.local_pages_max(pages));
-        Self { slot, namespace, first_lba, capacity_bytes, pages, striping, tree, order, stability }
+        let share = ShareId::UNNAMED;
+        Self { slot, namespace, first_lba, capacity_bytes, pages, striping, tree, order, stability, share }
     }
 
     pub(crate) fn pages(&self) -> u64 {

@@ -39,7 +39,10 @@ impl Shard {
             shard: self.link.shard,
             dirty_pages,
             writeback_pages,
-            frames_needed: self.frames_needed > 0 || self.at_dirty_limit || self.gates.writers_wait,
+            frames_needed: self.frames_needed > 0
+                || self.at_dirty_limit
+                || self.gates.writers_wait
+                || self.shares.wants_clean(),
             now_ns: self.now_ns,
         }
     }

@@ -24,6 +24,7 @@
 //! | [`mirror`] | the second stream: the mirror's queue |
 //! | [`resync`] | copying to a mirror beside writes |
 //! | [`raw`] | labels, and other memory outside the cache |
+//! | [`shares`] | cache shares: room in them, and what is above their limits |
 //! | [`discard`] | dropping ranges; closing mappings |
 //! | [`drive`] | waiting by polling |
 //! | [`publish`] | what others see of it |
@@ -53,6 +54,7 @@ pub(crate) mod request;
 pub(crate) mod resync;
 pub(crate) mod retry;
 pub(crate) mod runner;
+pub(crate) mod shares;
 pub(crate) mod syncs;
 
 use std::collections::VecDeque;
@@ -91,6 +93,7 @@ use raw::Labels;
 use readahead::ReadaheadRequest;
 use request::{Message, Request};
 use retry::RetryQueue;
+use shares::ShardShares;
 
 /// Requests taken in a step.
 const INBOX_BUDGET: usize = 64;
@@ -184,6 +187,7 @@ pub struct Shard {
     commits: Vec<NamespaceCommits>,
     flusher: Flusher,
     gates: ShardGates,
+    shares: ShardShares,
     /// The second stream, where the engine has one.
     mirror: Option<Box<MirrorStream>>,
     labels: Labels,
@@ -261,6 +265,7 @@ impl Shard {
             commits: Vec::new(),
             flusher: Flusher::new(limits.dirty, limits.flush_interval_ns),
             gates: ShardGates::new(&limits),
+            shares: ShardShares::new(),
             mirror,
             labels: Labels::new(label_page),
             watch,
@@ -337,6 +342,7 @@ impl Shard {
         progressed |= self.step_discards();
         progressed |= self.step_labels();
         progressed |= self.step_readahead();
+        progressed |= self.step_shares();
         progressed |= self.step_flusher();
         progressed |= self.step_patient_passes();
         self.measure_bandwidth();
@@ -346,6 +352,7 @@ impl Shard {
             progressed |= self.end_mirror_step();
         }
         self.evict_ahead();
+        self.publish_counts();
         self.link.counters.tag_nodes.store(self.cache.tree.used() as u64, Ordering::Relaxed);
         if self.queue.ring() {
             events::block_unplug(self.link.shard, &self.link.counters, self.queue.stats().requests, now_ns);
@@ -370,6 +377,7 @@ impl Shard {
             self.mirror.as_ref().and_then(|mirror| mirror.due_ns()),
             self.resync_due_ns(),
             self.publish_due_ns(progressed),
+            self.shares.due_ns(),
             check_ns,
         ];
         let due_ns = due_ns.into_iter().flatten().min();
@@ -456,6 +464,7 @@ impl Shard {
             Request::Commit(mapping) => self.begin_commit(slot, &mapping),
             Request::CommitMirror(mapping) => self.begin_mirror_commit(slot, &mapping),
             Request::Resync { mapping } => self.begin_resync(slot, mapping),
+            Request::AwaitLimit { share, of } => self.begin_limit_wait(slot, share, of),
             Request::Label { place, action } => self.begin_label(slot, place, action),
             Request::Discard { mapping, pages } => {
                 self.begin_discard(slot, mapping, Removal::Discard(pages));

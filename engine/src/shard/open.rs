@@ -9,6 +9,7 @@ use crate::cache::shape::MappingShape;
 use crate::gate::MappingGates;
 use crate::mapping::RetryPolicy;
 use crate::mirror::{LabelTurn, OpenMirror};
+use crate::share::CacheShare;
 use crate::writeback::commit::Durability;
 use crate::writeback::control::SyncMode;
 use crate::writeback::pass::PassState;
@@ -27,6 +28,8 @@ pub(crate) struct OpenMapping {
     pub durability: Arc<Durability>,
     /// Who waits while a command is tried again.
     pub retry: RetryPolicy,
+    /// Which part of the cache it may use, if not all.
+    pub share: Option<CacheShare>,
     /// Its mirror, if it has one.
     pub mirror: Option<OpenMirror>,
     /// Who reads and writes labels now.

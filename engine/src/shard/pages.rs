@@ -162,6 +162,8 @@ pub(super) enum Begun {
     Discarding,
     /// It has to wait until fewer pages are dirty behind gates.
     Gated,
+    /// It has to wait for room in its mapping's share of the cache.
+    ShareFull,
 }
 
 impl Shard {
@@ -177,6 +179,7 @@ impl Shard {
     /// Begins the requests that were put off, in their order, as far as frames suffice.
     pub(super) fn retry_deferred(&mut self) {
         self.frames_needed = 0;
+        self.shares.begin_retry();
         self.gates.writers_wait = false;
         let (mut at, mut needed) = (0, 0);
         while let Some(&slot) = self.deferred.get(at) {
@@ -197,7 +200,7 @@ impl Shard {
             }
             match self.try_begin_pages(slot) {
                 Begun::Yes => drop(self.deferred.remove(at)),
-                Begun::Discarding | Begun::Gated => at += 1,
+                Begun::Discarding | Begun::Gated | Begun::ShareFull => at += 1,
                 Begun::NoFrames if !self.gates.has_logs() => return,
                 Begun::NoFrames => {
                     needed = needed.max(self.frames_needed);
@@ -232,6 +235,9 @@ impl Shard {
             return self.wait_at_gate_bound(slot);
         }
         self.reshape(&mapping, first, count, want);
+        if !self.make_share_room(&mapping, first, count) {
+            return Begun::ShareFull;
+        }
         // All frames at once, or none: a request never holds some while it waits for others.
         if !self.make_room(&mapping, |shard| shard.missing(&mapping.shape, first, count)) {
             return Begun::NoFrames;
@@ -274,7 +280,7 @@ impl Shard {
     }
 
     /// Blocks of the range that are not in the cache.
-    fn missing(&self, shape: &MappingShape, first: u64, count: u32) -> usize {
+    pub(super) fn missing(&self, shape: &MappingShape, first: u64, count: u32) -> usize {
         let blocks = (first..first + u64::from(count)).step_by(shape.order.pages() as usize);
         blocks.filter(|&page| self.cache.find(shape, page).is_none()).count()
     }
@@ -406,7 +412,9 @@ impl Shard {
             _ => FolioOrder::fitting(page, vacant.min(shape.command_pages_max(page))),
         };
         let mut order = wanted.max(shape.order);
-        while order > shape.order && !self.affords(shape, page, order) {
+        while order > shape.order
+            && !(self.affords(shape, page, order) && self.share_affords(shape, order, vacant))
+        {
             order = FolioOrder(order.0 - 1);
         }
         if want == Want::Create {
@@ -715,6 +723,10 @@ impl Shard {
                 self.tickets[slot.0 as usize] = None;
                 if discarded {
                     self.answer(slot, Err(Error::PinnedTooLong { page, waited }));
+                    continue;
+                }
+                if let Some(error) = self.share_full(number, waited) {
+                    self.answer(slot, Err(error));
                     continue;
                 }
                 let frames = self.cache.shared.headers.len();

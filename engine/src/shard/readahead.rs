@@ -256,6 +256,7 @@ impl Shard {
                 if self.cache.free_frames() < left_to_demand + pages as usize
                     || !self.cache.has_room(order, 1)
                     || !self.spares_reserve(order, 1)
+                    || !self.share_affords_ahead(shape, pages)
                 {
                     // Once round: then every folio was seen, and was in use.
                     request.turns += 1;

@@ -8,6 +8,7 @@ use super::open::OpenMapping;
 use super::passes::PassOrder;
 use super::raw::LabelAction;
 use crate::cache::lsn::Lsn;
+use crate::cache::shares::ShareId;
 use crate::mirror::LabelPlace;
 use crate::reply::{Hold, SlotId};
 
@@ -98,6 +99,8 @@ pub(crate) enum Request {
     CommitMirror(Arc<OpenMapping>),
     /// Copy this shard's part of the mapping to its mirror.
     Resync { mapping: u16 },
+    /// Wait until a share, or the cache, holds no more than it may; `of` names it.
+    AwaitLimit { share: Option<ShareId>, of: Arc<str> },
     /// Read or write the label of a mirrored range.
     Label { place: LabelPlace, action: LabelAction },
     /// Drop the cached pages of a range and zero it on the device (WB-26).
