@@ -253,7 +253,7 @@ pub enum Error {
         label: MirrorLabel,
     },
     /// A byte range ends before it begins.
-    #[error("the range {start}..{end} ends before it begins")]
+    #[error("the range {start}..{end} ends before it begins; its start comes first")]
     InvertedRange {
         /// Its first byte.
         start: u64,
@@ -317,7 +317,7 @@ pub enum Error {
         waited: Duration,
     },
     /// A byte range reaches outside its mapping.
-    #[error("bytes {offset}..{} lie outside the mapping of {len_bytes} bytes", offset.saturating_add(*count))]
+    #[error("bytes {offset}..{} lie outside the mapping of {len_bytes} bytes; choose a range within it, or lengthen it by set_len", offset.saturating_add(*count))]
     OutOfRange {
         /// First byte asked for.
         offset: u64,

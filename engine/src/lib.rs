@@ -62,7 +62,7 @@ pub use error::{Error, LsnOf, Operation, Result};
 pub use foliant_nvme::{ArenaBacking, CommandError, ControllerIdentity, Iova, Lba, Namespace, Wakeup};
 pub use gate::Gate;
 pub use mapping::optimistic::PageView;
-pub use mapping::{Mapping, MappingOptions, ReadAt, RetryPolicy};
+pub use mapping::{Advice, Mapping, MappingOptions, ReadAt, RetryPolicy};
 pub use mirror::{
     LabelState, MirrorCause, MirrorDevice, MirrorLabel, MirrorOptions, MirrorRole, MirrorState, OnDegrade,
 };

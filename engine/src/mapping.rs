@@ -1,6 +1,7 @@
 //! Mappings: a range of a namespace as bytes and pages in the cache.
 
 mod batch;
+mod advise;
 mod checkpoint;
 mod gather;
 mod length;
@@ -45,6 +46,8 @@ use crate::writeback::guard;
 #[cfg(doc)]
 use crate::writeback::pass::DirtyFolio;
 pub use batch::ReadAt;
+pub use advise::Advice;
+use advise::HandleAdvice;
 pub(crate) use readahead::HandleReadahead;
 
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -163,6 +166,7 @@ pub struct Mapping {
     open: Arc<OpenMapping>,
     told: ErrorCursor,
     readahead: HandleReadahead,
+    advice: HandleAdvice,
     /// Passes with a budget that this handle began: each asks another shard first.
     passes: AtomicU32,
 }
@@ -183,7 +187,9 @@ impl fmt::Debug for Mapping {
 impl Clone for Mapping {
     fn clone(&self) -> Self {
         self.engine.table.add_handle(&self.open);
-        Self::new(self.engine.clone(), self.open.clone(), self.readahead.clone())
+        let mut clone = Self::new(self.engine.clone(), self.open.clone(), self.readahead.clone());
+        clone.advice = self.advice.clone();
+        clone
     }
 }
 
@@ -196,7 +202,8 @@ impl Drop for Mapping {
 impl Mapping {
     pub(crate) fn new(engine: Arc<EngineInner>, open: Arc<OpenMapping>, readahead: HandleReadahead) -> Self {
         let told = open.errors.sample();
-        Self { engine, open, told, readahead, passes: AtomicU32::new(0) }
+        let advice = HandleAdvice::default();
+        Self { engine, open, told, readahead, advice, passes: AtomicU32::new(0) }
     }
 
     /// Length in bytes, now: others may [change](Self::set_len) it.
@@ -889,6 +896,7 @@ impl Mapping {
         let request = self.request_pages(link, first, count as u32, Want::Pin, Pacing::Wait);
         let grants = self.ask_and_read_ahead(request, first..first + count, first + count).await?;
         let (_, frame, _) = grants.iter().next().expect("a request for one page is granted or fails");
+        self.read_once(first..first + count);
         self.before_end(page, self.granted_shared_pin(link, first, frame, self.open.shape.order.pages()))
     }
 
@@ -982,6 +990,7 @@ impl Mapping {
                 // Where the mapping has been shortened meanwhile, what follows isn't there either.
                 cut_off = ((page + 1) * PAGE).min(offset + buf.len() as u64) > offset + to as u64;
             }
+            self.read_once(first..first + covered as u64);
             if !any {
                 // It was there, or came meanwhile, but couldn't be had at once: wait for its holder.
                 let (link, frame, _) = self.acquire(first, Want::Copy, Pacing::Wait).await?;

@@ -603,6 +603,11 @@ impl FolioHeader {
         debug_assert!(before & FROZEN != 0);
     }
 
+    /// Takes REFERENCED and all heat off: what use there was doesn't count.
+    pub(crate) fn forget_use(&self) {
+        self.state.fetch_and(!(REFERENCED | HEATS), Ordering::Relaxed);
+    }
+
     /// Takes a folio's REFERENCED off, or some of its heat where it wasn't used. True when it had neither and nobody uses it, as
     /// far as one look tells. A hot folio that was used is as hot again as it was at first.
     pub(crate) fn turns_cold(&self) -> bool {

@@ -31,13 +31,15 @@ const PREFETCH_FRAMES_PART: u64 = 4;
 pub(crate) struct HandleReadahead {
     /// In pages of the mapping; 0 where readahead is off.
     pages_max: u64,
+    /// The most that advice can make of that.
+    pages_limit: u64,
     /// Only ever tried: a thread that finds another one deciding goes on without readahead.
     streams: Mutex<Streams>,
 }
 
 impl Clone for HandleReadahead {
     fn clone(&self) -> Self {
-        Self { pages_max: self.pages_max, streams: Mutex::default() }
+        Self { pages_max: self.pages_max, pages_limit: self.pages_limit, streams: Mutex::default() }
     }
 }
 
@@ -58,13 +60,14 @@ impl HandleReadahead {
             });
         }
         let frames = engine.frames / engine.links.len() as u64;
-        let pages_max = (u64::from(bytes_max) / PAGE).min(frames / WINDOW_FRAMES_PART) >> order.0;
-        Ok(Self { pages_max, streams: Mutex::default() })
+        let pages = |bytes: u32| (u64::from(bytes) / PAGE).min(frames / WINDOW_FRAMES_PART) >> order.0;
+        let (pages_max, pages_limit) = (pages(bytes_max), pages(READAHEAD_BYTES_LIMIT));
+        Ok(Self { pages_max, pages_limit, streams: Mutex::default() })
     }
 
     /// For handles that never read.
     pub(crate) fn off() -> Self {
-        Self { pages_max: 0, streams: Mutex::default() }
+        Self { pages_max: 0, pages_limit: 0, streams: Mutex::default() }
     }
 
     fn decide<T>(&self, decision: impl FnOnce(&mut Streams) -> T) -> Option<T> {
@@ -134,6 +137,7 @@ impl Mapping {
     #[cold]
     pub(super) fn met(&self, link: &ShardLink, page: u64, place: Place, found: ReadAhead) {
         if found.first_use() {
+            self.read_once(page - place.within..page - place.within + place.order.pages());
             link.hits.first_use(place.order.pages());
         }
         if found.marker()
@@ -168,7 +172,7 @@ impl Mapping {
     /// What to read ahead of a read that waits for pages of `asked`, asks for them anyway, and goes on to `end`.
     fn plan(&self, asked: Range<u64>, end: u64) -> Plan {
         let mut plan = Plan::default();
-        if self.readahead.pages_max == 0 {
+        if self.readahead_pages() == 0 {
             return plan;
         }
         for page in asked.clone() {
@@ -198,7 +202,7 @@ impl Mapping {
 
     /// The window that a marker asks for.
     fn after_marker(&self, page: u64) -> Option<Window> {
-        if self.readahead.pages_max == 0 {
+        if self.readahead_pages() == 0 {
             return None;
         }
         let is_cached = |page| {
@@ -212,7 +216,12 @@ impl Mapping {
     fn limits(&self) -> Limits {
         // Not the length: what is remembered of scans counts from a fixed end.
         let pages = self.open.shape.pages().div_ceil(self.open.shape.order.pages());
-        Limits { pages, size_max: self.readahead.pages_max }
+        Limits { pages, size_max: self.readahead_pages() }
+    }
+
+    /// How many pages of the mapping are read ahead at once; 0 where readahead is off.
+    fn readahead_pages(&self) -> u64 {
+        self.advice.readahead_pages(self.readahead.pages_max, self.readahead.pages_limit)
     }
 
     /// Asks the shards that hold the window; returns up to which page of 4096 bytes, where one refused.

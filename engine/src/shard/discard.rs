@@ -19,6 +19,7 @@ use crate::cache::tags::{Find, Tag};
 use crate::error::{Error, Operation};
 use crate::reply::{Grants, SlotId};
 use crate::stats::bump;
+use crate::writeback::control::Reason;
 use crate::writeback::events::{self, Op};
 
 /// Blocks that one Write Zeroes command can name: a 16-bit zero-based count.
@@ -166,7 +167,7 @@ impl Shard {
             // What was dirtied after the closer's sync is written, not thrown away.
             let head = self.cache.shared.place(held).head;
             if job.zero_rest.is_none() && self.cache.shared.is_any_marked(head, Tag::Dirty) {
-                self.write_range(&mapping, job.drop_rest.clone());
+                self.write_range(&mapping, Reason::Close, job.drop_rest.clone());
             }
             let waits = self.now_ns.saturating_sub(job.since_ns) <= self.limits.pin_wait_ns;
             let error = match self.gate_stops(&mapping, held, &job.drop_rest, job.since_ns) {
@@ -324,6 +325,7 @@ impl Shard {
             events::sync_file_exit(self.link.shard, mapping, job.slot.0, Some(&Error::Closed), self.now_ns);
             self.answer(job.slot, Err(Error::Closed));
         }
+        self.end_drops_of(mapping);
         // Passes that were asked for end by themselves in the next step: their mapping isn't open any more.
         for pass in &mut self.passes {
             pass.end_if_of(mapping);

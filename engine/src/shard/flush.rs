@@ -24,8 +24,8 @@ pub(super) struct OpenEntry {
 
 impl Shard {
     /// Writes what is dirty in `range`, as far as it can be had at once.
-    pub(super) fn write_range(&mut self, mapping: &OpenMapping, range: Range<u64>) {
-        let mut pass = PassState::background(Reason::Close, PassRanges::of(range));
+    pub(super) fn write_range(&mut self, mapping: &OpenMapping, reason: Reason, range: Range<u64>) {
+        let mut pass = PassState::background(reason, PassRanges::of(range));
         let step = WritebackPass::new(issuer!(self), mapping, &mut pass, STEP_PAGES);
         if step.drive(None) == Issued::NoRoom {
             self.reads_yield |= !self.waits_for_mirror();

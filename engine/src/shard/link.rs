@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 
+use super::advise::UsedOnce;
 use super::doze::Doze;
 use super::readahead::Mailbox;
 use super::request::{Message, Request};
@@ -35,6 +36,7 @@ pub(crate) struct ShardLink {
     pub counters: ShardCounters,
     pub times: ShardTimes,
     pub readahead: Mailbox,
+    pub used_once: UsedOnce,
     inbox: Sender<Message>,
     /// The other end, for senders that find the shard closed and have to answer themselves.
     outbox: Receiver<Message>,
@@ -81,6 +83,7 @@ impl ShardLink {
             counters: ShardCounters::default(),
             times: ShardTimes::default(),
             readahead: Mailbox::new(),
+            used_once: UsedOnce::new(),
             inbox,
             outbox: receiver.clone(),
             closed: AtomicBool::new(false),

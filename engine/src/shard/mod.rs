@@ -24,12 +24,14 @@
 //! | [`mirror`] | the second stream: the mirror's queue |
 //! | [`resync`] | copying to a mirror beside writes |
 //! | [`raw`] | labels, and other memory outside the cache |
+//! | [`advise`] | hints: ranges that aren't needed, pages read once |
 //! | [`shares`] | cache shares: room in them, and what is above their limits |
 //! | [`discard`] | dropping ranges; closing mappings |
 //! | [`drive`] | waiting by polling |
 //! | [`publish`] | what others see of it |
 //! | [`runner`] | the thread that polls a shard and sleeps when there is nothing to do |
 
+pub(crate) mod advise;
 pub(crate) mod appends;
 pub(crate) mod balance;
 pub(crate) mod cancel;
@@ -76,6 +78,7 @@ use crate::writeback::flusher::Flusher;
 use crate::writeback::poison::PoisonRetries;
 use crate::writeback::sync::SyncJob;
 use crate::writeback::throttle::{DirtyLimits, Throttle};
+use advise::ShardAdvice;
 use appends::Appends;
 use commits::NamespaceCommits;
 use device::DeviceWatch;
@@ -188,6 +191,7 @@ pub struct Shard {
     flusher: Flusher,
     gates: ShardGates,
     shares: ShardShares,
+    advice: ShardAdvice,
     /// The second stream, where the engine has one.
     mirror: Option<Box<MirrorStream>>,
     labels: Labels,
@@ -266,6 +270,7 @@ impl Shard {
             flusher: Flusher::new(limits.dirty, limits.flush_interval_ns),
             gates: ShardGates::new(&limits),
             shares: ShardShares::new(),
+            advice: ShardAdvice::new(frames),
             mirror,
             labels: Labels::new(label_page),
             watch,
@@ -343,6 +348,7 @@ impl Shard {
         progressed |= self.step_labels();
         progressed |= self.step_readahead();
         progressed |= self.step_shares();
+        progressed |= self.step_advice();
         progressed |= self.step_flusher();
         progressed |= self.step_patient_passes();
         self.measure_bandwidth();
@@ -464,6 +470,7 @@ impl Shard {
             Request::Commit(mapping) => self.begin_commit(slot, &mapping),
             Request::CommitMirror(mapping) => self.begin_mirror_commit(slot, &mapping),
             Request::Resync { mapping } => self.begin_resync(slot, mapping),
+            Request::Drop { mapping, pages } => self.begin_drop(slot, mapping, pages),
             Request::AwaitLimit { share, of } => self.begin_limit_wait(slot, share, of),
             Request::Label { place, action } => self.begin_label(slot, place, action),
             Request::Discard { mapping, pages } => {

@@ -314,6 +314,7 @@ impl Shard {
         // Whatever may come to be called from here: it evicts what is clean and writes nothing (WB-10).
         let _reclaim = ReclaimScope::enter();
         let before = self.cache.evicted;
+        self.evict_all_used_once(wanted, steps_max);
         let mappings = &self.mappings;
         self.cache.evict(wanted, steps_max, |key| {
             mappings[key.mapping() as usize].as_ref().map(|open| &open.shape)

@@ -99,6 +99,8 @@ pub(crate) enum Request {
     CommitMirror(Arc<OpenMapping>),
     /// Copy this shard's part of the mapping to its mirror.
     Resync { mapping: u16 },
+    /// Evict the cached pages of a range, the dirty ones after they have been written.
+    Drop { mapping: u16, pages: Range<u64> },
     /// Wait until a share, or the cache, holds no more than it may; `of` names it.
     AwaitLimit { share: Option<ShareId>, of: Arc<str> },
     /// Read or write the label of a mirrored range.
