@@ -12,7 +12,7 @@ use foliant_nvme::{
 };
 
 use crate::cache::eof::FileEnd;
-use crate::cache::folio::{FolioKey, FrameId};
+use crate::cache::folio::{FolioHeader, FolioKey, FrameId};
 use crate::cache::frames::{FrameMemory, PAGE_BYTES};
 use crate::cache::owned::ShardCache;
 use crate::cache::published;
@@ -67,6 +67,30 @@ pub(crate) struct EngineInner {
 }
 
 impl EngineInner {
+    /// Whether this is the process that opened the engine.
+    pub(crate) fn is_here(&self) -> bool {
+        self.links[0].birthplace.is_here()
+    }
+
+    /// Why the engine can't serve: this is another process, or a shard has failed.
+    fn check(&self) -> Result<()> {
+        self.links[0].birthplace.check()?;
+        self.links.iter().find_map(|link| link.failure()).map_or(Ok(()), Err)
+    }
+
+    /// A page that somebody has exclusively.
+    fn exclusively_held(&self) -> Option<Error> {
+        self.links.iter().find_map(|link| {
+            // One of which nothing is filled was made for a writer that went away.
+            let held = |header: &&FolioHeader| header.state().exclusive() && header.state().filled() > 0;
+            let key = link.cache.headers.iter().find(held)?.key();
+            self.table.with_shape(key.mapping(), |shape| Error::PinnedAtClose {
+                page: key.page() / shape.order.pages(),
+                first_lba: shape.first_lba,
+            })
+        })
+    }
+
     /// A sync of a mapping of this namespace has ended that began at `begun`.
     pub(crate) fn record_sync(&self, namespace: u32, begun: Instant) {
         let link = &self.links[namespace as usize % self.links.len()];
@@ -316,6 +340,7 @@ impl Engine {
     /// As `mapping`.
     pub async fn mapping_async(&self, options: &MappingOptions) -> Result<Mapping> {
         let inner = &self.inner;
+        inner.check()?;
         let wrong = |reason: String| Err(Error::Mapping { reason });
         let Some(namespace) = inner.namespaces.iter().find(|ns| ns.id() == options.namespace) else {
             let known: Vec<u32> = inner.namespaces.iter().map(Namespace::id).collect();
@@ -435,6 +460,7 @@ impl Engine {
                 share: options.share.clone(),
                 writeback: inner.links.iter().map(|_| Default::default()).collect(),
                 closed: AtomicBool::new(false),
+                failure: Default::default(),
                 dropped: AtomicBool::new(false),
             },
         )?;
@@ -545,10 +571,15 @@ impl Engine {
     /// [`Error::Closed`] from then on. Mirrored mappings are [closed](Mapping::close), so that their labels can say that both
     /// halves are equal: pins of theirs are waited for. Pages behind a [`Gate`] are waited for, up to `gate_wait`. With [`ShardThreads::Manual`] the shards have to be [returned](Self::return_shards) before.
     ///
+    /// Pins that are held across it: a shared one shows its page's bytes as long as it is held; an exclusive one is waited for
+    /// where its page is dirty, and in any case an error, since what its holder changes afterwards is lost.
+    ///
     /// # Errors
-    /// The first error of all that; everything is stopped nevertheless, and what couldn't be written is lost, as
+    /// [`Error::ShardFailed`] when a shard has failed; [`Error::PinnedAtClose`]; [`Error::Forked`] in a child process, where
+    /// nothing is done. The first error of all that; everything is stopped nevertheless, and what couldn't be written is lost, as
     /// the error says.
     pub fn close(mut self) -> Result<()> {
+        self.inner.links[0].birthplace.check()?;
         self.inner.table.close();
         let mut shards = self.take_shards();
         if self.threads.is_empty() && shards.len() < self.inner.links.len() {
@@ -570,8 +601,10 @@ impl Engine {
             result =
                 result.and(if shards.is_empty() { block_on(synced) } else { drive(&mut shards, synced) });
         }
+        let failed = self.inner.check();
         drop(shards);
         self.stop();
+        result = result.and(failed).and(self.inner.exclusively_held().map_or(Ok(()), Err));
         let dirty = self.stats().dirty_pages;
         if dirty > 0 {
             tracing::warn!(
@@ -613,6 +646,12 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         if self.controller.is_none() {
+            return;
+        }
+        if !self.inner.is_here() {
+            // The device, its queues and the threads are the parent's: a child leaves all of it alone.
+            std::mem::forget((self.controller.take(), self.mirror_controller.take(), self.stats_page.take()));
+            std::mem::forget((std::mem::take(&mut self.threads), self.take_shards()));
             return;
         }
         let dirty = self.stats().dirty_pages;

@@ -30,6 +30,24 @@ impl std::fmt::Display for Operation {
     }
 }
 
+/// How a thread holds a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// By a [`PagePin`](crate::PagePin).
+    Shared,
+    /// By a [`PagePinMut`](crate::PagePinMut).
+    Exclusive,
+}
+
+impl std::fmt::Display for Held {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Shared => "shared",
+            Self::Exclusive => "exclusively",
+        })
+    }
+}
+
 /// What has a log sequence number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LsnOf {
@@ -307,6 +325,41 @@ pub enum Error {
         /// The most that the mapping was opened for.
         capacity_bytes: u64,
     },
+    /// A thread asked, by a blocking call, for a page that it holds itself, so that it would have waited for itself.
+    #[error(
+        "this thread holds page {page} {held} already and would wait for itself to have it {wanted}; release that pin \
+         first, or use it"
+    )]
+    HeldByThisThread {
+        /// The page's index within the mapping.
+        page: u64,
+        /// How it holds the page.
+        held: Held,
+        /// How it wants it.
+        wanted: Held,
+    },
+    /// A page was exclusively pinned when the engine was closed.
+    #[error(
+        "page {page} of the mapping at block {first_lba} was exclusively pinned while the engine was closed: what its holder \
+         changes is lost; release pins before close"
+    )]
+    PinnedAtClose {
+        /// The page's index within its mapping.
+        page: u64,
+        /// The mapping's first block.
+        first_lba: u64,
+    },
+    /// The engine was opened by this process's parent, and isn't there in a child.
+    #[error(
+        "the engine was opened by process {opened_by}, and this is its child {process}: open one in the child, on another \
+         device, or leave I/O to the parent"
+    )]
+    Forked {
+        /// Who opened it.
+        opened_by: u32,
+        /// Who asks.
+        process: u32,
+    },
     /// Other changes of a mapping's length kept this one waiting.
     #[error(
         "the length of the mapping has been changed by others for {waited:?} (a length change that nobody polls keeps \
@@ -386,6 +439,7 @@ impl From<Error> for std::io::Error {
         let kind = match &error {
             Error::OutOfRange { .. }
             | Error::InvertedRange { .. }
+            | Error::HeldByThisThread { .. }
             | Error::Capacity { .. }
             | Error::Mapping { .. }
             | Error::Mirror { .. }

@@ -28,11 +28,11 @@ use crate::cache::lsn::Lsn;
 use crate::cache::shape::Stability;
 use crate::cache::tags::Tag;
 use crate::engine::EngineInner;
-use crate::error::{Error, Result};
+use crate::error::{Error, Held, Result};
 use crate::gate::Gate;
 use crate::mirror::MirrorOptions;
 use crate::pin::{PagePin, PagePinMut};
-use crate::reply::{GRANTS_MAX, Grants, block_on};
+use crate::reply::{GRANTS_MAX, Grants, Hold, block_on, is_blocking};
 use crate::shard::link::{RequestFuture, ShardLink};
 use crate::shard::open::OpenMapping;
 use crate::shard::passes::PassOrder;
@@ -186,7 +186,9 @@ impl fmt::Debug for Mapping {
 
 impl Clone for Mapping {
     fn clone(&self) -> Self {
-        self.engine.table.add_handle(&self.open);
+        if self.engine.is_here() {
+            self.engine.table.add_handle(&self.open);
+        }
         let mut clone = Self::new(self.engine.clone(), self.open.clone(), self.readahead.clone());
         clone.advice = self.advice.clone();
         clone
@@ -195,7 +197,10 @@ impl Clone for Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        self.engine.table.drop_handle(&self.open);
+        // In a child process the table may stay locked for ever.
+        if self.engine.is_here() {
+            self.engine.table.drop_handle(&self.open);
+        }
     }
 }
 
@@ -285,8 +290,15 @@ impl Mapping {
     /// Pins a page for reading in place. A hit takes no lock and sends no message.
     ///
     /// Readers come first: a writer that waits for a page waits until no reader has it, so readers whose pins
-    /// overlap without end keep writers out, until their `pin_wait` ends. Holding a pin and asking for [`pin_mut`](Self::pin_mut) of the same page in one thread waits for itself,
-    /// until the engine's `pin_wait` ends it with an error.
+    /// overlap without end keep writers out, until their `pin_wait` ends.
+    ///
+    /// A thread that holds a page by [`pin_mut`](Self::pin_mut) and asks for it again, by any blocking call, is refused
+    /// ([`Error::HeldByThisThread`]), also where it has given the pin to another thread. A thread that holds a page
+    /// shared and asks for it exclusively, or a task that holds it either way and asks for more, waits for itself, until the
+    /// engine's `pin_wait` ends it with an error.
+    ///
+    /// In a child process, after a fork, pins that the parent held are not to be used; to ask for any is an error
+    /// ([`Error::Forked`]), or ends the process where the system can't wipe memory on fork.
     ///
     /// # Errors
     /// As [`read_at`](Self::read_at).
@@ -341,6 +353,7 @@ impl Mapping {
             }
             None => block_on(self.pin_mut_slow(page, Pacing::Wait)),
         }
+        .map(PagePinMut::noted)
     }
 
     /// As [`pin_mut`](Self::pin_mut), without blocking the thread.
@@ -816,7 +829,8 @@ impl Mapping {
         let len_bytes = self.bytes_of(first, pages);
         let place = link.cache.place(frame);
         let shape = &self.open.shape;
-        PagePinMut { link, shape, place, frame, pages, len_bytes, changed: false, reserved: None }
+        let (changed, noted, reserved) = (false, false, None);
+        PagePinMut { link, shape, place, frame, pages, len_bytes, changed, noted, reserved }
     }
 
     /// A pin of pages that the shard granted exclusively, with `reserved` pages.
@@ -893,6 +907,7 @@ impl Mapping {
     async fn pin_slow(&self, page: u64) -> Result<PagePin<'_>> {
         let first = self.first(page);
         let (link, count) = (self.link(first), self.open.shape.order.pages());
+        self.check_not_held(link, first, Want::Pin)?;
         let request = self.request_pages(link, first, count as u32, Want::Pin, Pacing::Wait);
         let grants = self.ask_and_read_ahead(request, first..first + count, first + count).await?;
         let (_, frame, _) = grants.iter().next().expect("a request for one page is granted or fails");
@@ -931,6 +946,7 @@ impl Mapping {
     async fn acquire(&self, first: u64, want: Want, pacing: Pacing) -> Result<(&ShardLink, FrameId, u32)> {
         let link = self.link(first);
         let count = self.open.shape.order.pages() as u32;
+        self.check_not_held(link, first, want)?;
         let grants = self.request_pages(link, first, count, want, pacing).await?;
         let (_, frame, _) = grants.iter().next().expect("a request for one page is granted or fails");
         Ok((link, frame, grants.reserved))
@@ -1117,7 +1133,22 @@ impl Mapping {
 
     #[inline]
     fn check_open(&self) -> Result<()> {
-        if self.open.closed.load(Ordering::Relaxed) { Err(Error::Closed) } else { Ok(()) }
+        if self.open.closed.load(Ordering::Relaxed) { Err(self.open.why_closed()) } else { Ok(()) }
+    }
+
+    /// Whether this thread, about to wait for whoever holds a page, would wait for itself.
+    fn check_not_held(&self, link: &ShardLink, first: u64, want: Want) -> Result<()> {
+        if !is_blocking() {
+            return Ok(());
+        }
+        let wanted = if want.hold() == Hold::Shared { Held::Shared } else { Held::Exclusive };
+        let frame = link.cache.index.find(&link.cache.headers, self.open.shape.key(first));
+        match frame.and_then(|frame| link.held_by_this_thread(frame)) {
+            Some(held) if (held, wanted) != (Held::Shared, Held::Shared) => {
+                Err(Error::HeldByThisThread { page: first >> self.open.shape.order.0, held, wanted })
+            }
+            _ => Ok(()),
+        }
     }
 
     #[inline]

@@ -63,11 +63,33 @@ pub struct PagePinMut<'a> {
     pub(crate) pages: u64,
     pub(crate) len_bytes: usize,
     pub(crate) changed: bool,
+    /// Its thread is noted as the page's holder.
+    pub(crate) noted: bool,
     /// Given back after the pages have been counted dirty; `None` for a hit below the middle of the dirty limits.
     pub(crate) reserved: Option<ReservedPages<'a>>,
 }
 
 impl PagePinMut<'_> {
+    /// Notes that this thread has the page: it was granted by a blocking call.
+    #[inline]
+    pub(crate) fn noted(mut self) -> Self {
+        self.link.cache.holders.note(self.frame);
+        self.noted = true;
+        self
+    }
+
+    /// Says that a panic has released the page amid a change.
+    #[cold]
+    fn released_by_panic(&self) {
+        let page = self.link.cache.folio(self.frame).key().page() / self.shape.order.pages();
+        tracing::warn!(
+            mapping = self.shape.slot,
+            namespace = self.shape.namespace.id(),
+            page,
+            "a panic released an exclusive pin: the page holds, and writes, what was changed until then"
+        );
+    }
+
     /// Stamps the page with the log sequence number of the change that is about to be made: behind a
     /// [gate](crate::Gate) it isn't written before the log is durable up to there, and a checkpoint counts it
     /// from now on. To be called before the bytes are changed, so that a panic in between leaves no change
@@ -134,7 +156,13 @@ impl DerefMut for PagePinMut<'_> {
 impl Drop for PagePinMut<'_> {
     #[inline]
     fn drop(&mut self) {
+        if self.noted {
+            self.link.cache.holders.forget(self.frame);
+        }
         if self.changed {
+            if std::thread::panicking() {
+                self.released_by_panic();
+            }
             self.link.release_dirty(self.frame, self.place, self.pages, self.shape);
         } else {
             let released = self.link.cache.folio(self.place.head).release_exclusive_unchanged();

@@ -4,7 +4,7 @@
 //! Nothing is allocated a request. A future that is dropped before its answer came leaves the slot to the
 //! shard, which gives back whatever it had granted.
 
-use std::cell::UnsafeCell;
+use std::cell::{Cell, UnsafeCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -271,6 +271,31 @@ thread_local! {
     };
 }
 
+thread_local! {
+    static BLOCKED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread waits in [`block_on`], and so can't do anything else meanwhile.
+pub(crate) fn is_blocking() -> bool {
+    BLOCKED.get()
+}
+
+/// While it exists, this thread waits.
+struct Blocking;
+
+impl Blocking {
+    fn begin() -> Self {
+        BLOCKED.set(true);
+        Self
+    }
+}
+
+impl Drop for Blocking {
+    fn drop(&mut self) {
+        BLOCKED.set(false);
+    }
+}
+
 /// Runs a future on this thread: spins a little, then parks. Allocates once a thread.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let mut spins = 0;
@@ -347,6 +372,7 @@ enum Waiting {
 /// time with `true`.
 fn run<F: Future>(future: F, mut wait: impl FnMut(bool) -> Waiting) -> Option<F::Output> {
     let mut future = std::pin::pin!(future);
+    let _blocking = Blocking::begin();
     WAKER.with(|(thread, waker)| {
         let mut context = Context::from_waker(waker);
         loop {

@@ -168,6 +168,7 @@ impl ShareTable {
     }
 
     fn open(self: &Arc<Self>, name: &str, options: &ShareOptions) -> Result<CacheShare> {
+        self.links[0].birthplace.check()?;
         let mut limits = self.lock();
         for entry in limits.live() {
             // Its last handle may go just now.
@@ -199,6 +200,7 @@ impl ShareTable {
     }
 
     fn resize(&self, id: ShareId, change: impl FnOnce(&mut ShareOptions)) -> Result<()> {
+        self.links[0].birthplace.check()?;
         let mut limits = self.lock();
         let at = usize::from(id.0) - 1;
         let mut options = limits.shares[at].as_ref().map(|entry| entry.options).unwrap_or_default();
@@ -213,6 +215,7 @@ impl ShareTable {
     }
 
     fn resize_cache(&self, bytes: u64) -> Result<()> {
+        self.links[0].birthplace.check()?;
         let mut limits = self.lock();
         let shards = self.links.len() as u64;
         let (least, most) = (self.frames_min * PAGE * shards, self.frames * PAGE);

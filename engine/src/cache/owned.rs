@@ -14,6 +14,7 @@ use super::exclusion::leaf_bit;
 use super::exclusion::{LEAF_PAGES, leaf_bits};
 use super::folio::{FolioHeader, FolioKey, FolioOrder, FrameId};
 use super::frames::FrameMemory;
+use super::holders::Holders;
 use super::index::FolioIndex;
 use super::lsn::{GatedMappings, PageLsns};
 use super::shape::MappingShape;
@@ -84,6 +85,7 @@ impl ShardCache {
             lsns: PageLsns::new(count as usize),
             gated: GatedMappings::default(),
             shares: ShareAccounts::new(u64::from(count)),
+            holders: Holders::new(count as usize),
             frames,
         };
         let free = FreeFrames::new(&shared.headers);

@@ -1,7 +1,8 @@
 //! Memory for the tables that hits touch at random: headers and index buckets.
 //!
 //! Such a table has some bytes a cached page, so it is far larger than what the processor's TLB covers with pages of
-//! 4 KiB. It is mapped by itself, therefore, and the system is asked for hugepages (`MADV_HUGEPAGE`).
+//! 4 KiB. It is mapped by itself, therefore, and the system is asked for hugepages (`MADV_HUGEPAGE`), and to wipe it in child
+//! processes (`MADV_WIPEONFORK`; see `fork.rs`).
 
 #[cfg(loom)]
 pub(crate) use for_loom::Table;
@@ -14,12 +15,14 @@ mod mapped {
     use std::ops::Deref;
 
     use memmap2::{Advice, MmapMut};
+    use rustix::mm::madvise;
 
     /// A fixed number of `T`s in memory of their own.
     #[derive(Debug)]
     pub(crate) struct Table<T> {
         memory: MmapMut,
         len: usize,
+        is_wiped_on_fork: bool,
         values: PhantomData<T>,
     }
 
@@ -40,6 +43,13 @@ mod mapped {
             let mut memory = MmapMut::map_anon((len * size_of::<T>()).max(1))?;
             // Only advice: without hugepages the table works as well, a little slower.
             let _ = memory.advise(Advice::HugePage);
+            // SAFETY: the mapping is private and anonymous, as long as `memory` says, and nobody has it yet. What a child
+            // process finds in it are zeros, which are values of every T that is made here (atomics, and what is made of them).
+            #[expect(unsafe_code, reason = "advice that memmap2 doesn't know")]
+            let wiped = unsafe {
+                madvise(memory.as_mut_ptr().cast(), memory.len(), rustix::mm::Advice::LinuxWipeOnFork)
+            };
+            let is_wiped_on_fork = wiped.is_ok();
             let first = memory.as_mut_ptr().cast::<T>();
             for index in 0..len {
                 // SAFETY: `len` values fit into the mapping, which is page-aligned, and so aligned for T.
@@ -48,7 +58,12 @@ mod mapped {
                     first.add(index).write(make());
                 }
             }
-            Ok(Self { memory, len, values: PhantomData })
+            Ok(Self { memory, len, is_wiped_on_fork, values: PhantomData })
+        }
+
+        /// Whether a child process finds zeros in it: older systems, and emulations of them, can't do that.
+        pub(crate) fn is_wiped_on_fork(&self) -> bool {
+            self.is_wiped_on_fork
         }
     }
 
@@ -94,6 +109,10 @@ mod for_loom {
     impl<T> Table<T> {
         pub(crate) fn new(len: usize, make: impl Fn() -> T) -> std::io::Result<Self> {
             Ok(Self((0..len).map(|_| make()).collect()))
+        }
+
+        pub(crate) fn is_wiped_on_fork(&self) -> bool {
+            false
         }
     }
 

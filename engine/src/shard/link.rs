@@ -19,7 +19,8 @@ use crate::cache::folio::{FrameId, Released};
 use crate::cache::lsn::Lsn;
 use crate::cache::shape::MappingShape;
 use crate::cache::{Place, SharedCache};
-use crate::error::{Error, Result};
+use crate::error::{Error, Held, Result};
+use crate::fork::Birthplace;
 use crate::observe::ShardTimes;
 use crate::options::EngineOptions;
 use crate::reply::{Grants, Hold, Reply, ReplySlots, SlotId};
@@ -42,6 +43,8 @@ pub(crate) struct ShardLink {
     outbox: Receiver<Message>,
     closed: AtomicBool,
     pub doze: Doze,
+    /// Where the engine was opened.
+    pub birthplace: Birthplace,
     /// Written to wake the sleeping shard.
     pub bell: OwnedFd,
     /// A folio with parked requests was released, or a frame was orphaned: look.
@@ -75,6 +78,8 @@ impl ShardLink {
             what: "cannot create the eventfd that wakes a shard (raise the limit of open files)",
             source: Arc::new(error.into()),
         })?;
+        let birthplace = Birthplace::new()
+            .map_err(|error| Error::Os { what: "cannot map a page of memory", source: Arc::new(error) })?;
         let link = Self {
             shard,
             cache,
@@ -88,6 +93,7 @@ impl ShardLink {
             outbox: receiver.clone(),
             closed: AtomicBool::new(false),
             doze: Doze::new(),
+            birthplace,
             bell,
             kick: AtomicBool::new(false),
             cancelled: AtomicBool::new(false),
@@ -180,6 +186,14 @@ impl ShardLink {
             self.kick();
         }
         Ok(())
+    }
+
+    /// How this thread holds the page in `frame`, as far as that is known ([`Holders`](crate::cache::holders::Holders)).
+    /// Asked where it would wait for the page's holder.
+    pub(crate) fn held_by_this_thread(&self, frame: FrameId) -> Option<Held> {
+        let head = self.cache.place(frame).head;
+        let held = self.cache.folio(head).state().exclusive() && self.cache.holders.is_this_thread(frame);
+        held.then_some(Held::Exclusive)
     }
 
     /// Gives back what a reply granted to a request that nobody waits for any more. Any thread.
@@ -302,7 +316,7 @@ impl Future for RequestFuture<'_> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Reply> {
         let link = self.link;
         if let State::Unsent(request) = &self.state {
-            if let Err(error) = callback::check_outside() {
+            if let Err(error) = callback::check_outside().and_then(|()| link.birthplace.check()) {
                 self.state = State::Finished;
                 return Poll::Ready(Err(error));
             }

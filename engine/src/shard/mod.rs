@@ -61,6 +61,7 @@ pub(crate) mod syncs;
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -311,9 +312,23 @@ impl Shard {
         self.cache.fixed_metadata_bytes()
     }
 
-    /// Does a bounded step at time `now_ns` (nanoseconds, any origin, never going back). Never blocks.
+    /// Does a bounded step at time `now_ns` (nanoseconds, any origin, never going back). Never blocks, and never unwinds: a
+    /// panic, which is a defect of the engine's or of a transport's, fails the shard and with it all mappings, and everything
+    /// that waits is answered with [`Error::ShardFailed`].
     pub fn poll(&mut self, now_ns: u64) -> Step {
         self.now_ns = now_ns;
+        match catch_unwind(AssertUnwindSafe(|| self.step())) {
+            Ok(step) => step,
+            Err(panic) => self.fail_by_panic(&*panic),
+        }
+    }
+
+    fn step(&mut self) -> Step {
+        let now_ns = self.now_ns;
+        if let Err(error) = self.link.birthplace.check() {
+            self.fail(&error.to_string());
+            return self.poll_failed();
+        }
         self.publish();
         if self.failed {
             return self.poll_failed();
@@ -502,6 +517,25 @@ impl Shard {
         tracing::error!(shard = self.link.shard, reason, "shard failed");
         self.link.fail(reason);
         self.failed = true;
+    }
+
+    /// What the shard knows may be wrong by now: it fails, and its mappings do at once, hits included.
+    #[cold]
+    fn fail_by_panic(&mut self, panic: &(dyn std::any::Any + Send)) -> Step {
+        let text = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+        let was_failed = self.failed;
+        self.fail(&format!("it panicked: {}", text.as_deref().unwrap_or("no message")));
+        if let Some(error) = self.link.failure() {
+            self.mappings.iter().flatten().for_each(|open| open.fail(&error));
+        }
+        if was_failed {
+            // Not even answering works: whoever sends from now on answers itself.
+            self.link.close();
+            return Step::default();
+        }
+        catch_unwind(AssertUnwindSafe(|| self.poll_failed())).unwrap_or_default();
+        Step { progressed: true, waiting: false, due_ns: None }
     }
 
     /// Stops serving for good: everything that waits is answered with [`Error::Closed`], and so is whatever is

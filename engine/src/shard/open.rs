@@ -1,11 +1,12 @@
 //! An open mapping, as shards and handles share it.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use crate::cache::eof::FileEnd;
 use crate::cache::errseq::ErrorSequence;
 use crate::cache::shape::MappingShape;
+use crate::error::Error;
 use crate::gate::MappingGates;
 use crate::mapping::RetryPolicy;
 use crate::mirror::{LabelTurn, OpenMirror};
@@ -38,11 +39,25 @@ pub(crate) struct OpenMapping {
     pub writeback: Box<[MappingWriteback]>,
     /// Set when the mapping is closed: handles refuse from then on.
     pub closed: AtomicBool,
+    /// Why it was closed, where a shard's panic did that.
+    pub failure: OnceLock<Error>,
     /// Set when every shard has dropped it: only then its range and, with the last handle, its slot are free.
     pub dropped: AtomicBool,
 }
 
 impl OpenMapping {
+    /// A shard has panicked: handles refuse from now on, hits included.
+    pub(crate) fn fail(&self, error: &Error) {
+        self.failure.get_or_init(|| error.clone());
+        self.closed.store(true, Ordering::SeqCst);
+    }
+
+    /// What handles of a closed mapping are told.
+    #[cold]
+    pub(crate) fn why_closed(&self) -> Error {
+        self.failure.get().cloned().unwrap_or(Error::Closed)
+    }
+
     /// What is kept of its writeback in one shard.
     pub(crate) fn in_shard(&self, shard: usize) -> &MappingWriteback {
         &self.writeback[shard]

@@ -1,7 +1,6 @@
 //! The thread that drives a shard: spins while there is work, sleeps when there is none.
 
 use std::os::fd::BorrowedFd;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -22,7 +21,7 @@ const SPINS_IDLE: u32 = 50;
 pub(crate) fn run(mut shard: Shard, origin: Instant, stop: &AtomicBool) -> Shard {
     let mut idle = 0;
     while !stop.load(Ordering::Acquire) {
-        let step = guarded_poll(&mut shard, origin);
+        let step = shard.poll(origin.elapsed().as_nanos() as u64);
         if step.progressed {
             idle = 0;
             continue;
@@ -38,20 +37,6 @@ pub(crate) fn run(mut shard: Shard, origin: Instant, stop: &AtomicBool) -> Shard
     }
     shard.close();
     shard
-}
-
-/// A panic of a shard is a defect; it must not turn into silence: the shard fails and answers with an error.
-fn guarded_poll(shard: &mut Shard, origin: Instant) -> Step {
-    let now_ns = origin.elapsed().as_nanos() as u64;
-    match catch_unwind(AssertUnwindSafe(|| shard.poll(now_ns))) {
-        Ok(step) => step,
-        Err(panic) => {
-            let text = panic.downcast_ref::<&str>().map(ToString::to_string);
-            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
-            shard.fail(&format!("its thread panicked: {}", text.as_deref().unwrap_or("no message")));
-            Step { progressed: true, waiting: false, due_ns: None }
-        }
-    }
 }
 
 /// Sleeps until a message, the device, or the time that the shard named.
