@@ -22,8 +22,9 @@ if [ "${1:-}" = --check ]; then
         patch --quiet -p1 --fuzz=0 --dry-run <"$patch" >/dev/null || { echo "FAILED  $patch: no longer applies"; stale=1; }
         rule=$(basename "$patch" | grep -o '^wb[0-9]*' || true)
         test=$(sed -n 's/^test: //p' "$patch")
+        # What is beside the rules may have any test.
         case $test in
-            ${rule:-none}_* | *_${rule:-none}_* | loom_* | model_*) ;;
+            ${rule:+"$rule"_}* | *_"$rule"_* | loom_* | model_*) ;;
             *) echo "FAILED  $patch: its test, $test, isn't of the rule that its name begins with"; stale=1 ;;
         esac
     done

@@ -35,6 +35,9 @@ part model env -u FOLIANT_SEED -u FOLIANT_RUNS FOLIANT_MINUTES="$minutes" \
     cargo test --locked -p foliant-tests --test model -- --nocapture
 # Threads on one engine, from a seed that they print, and every test that is marked ignored because it takes long and named soak.
 part threads env FOLIANT_SEED="$RANDOM" cargo test --locked --release -p foliant-tests --test threads -- --nocapture
+# Pins, writes, discards, hints and resizes from eight threads at once, for ten minutes.
+part pins env FOLIANT_SEED="$RANDOM" FOLIANT_SOAK_SECONDS=600 \
+    cargo test --locked --release -p foliant-tests --test soak -- --nocapture
 part soak cargo test --locked --release --workspace --exclude foliant-lab -- --ignored soak
 part mutants tools/mutants.sh
 

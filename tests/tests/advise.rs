@@ -158,7 +158,9 @@ fn dont_need_keeps_what_waits_for_its_log_and_what_cannot_be_written() {
     let gate = bed.engine().gate("log");
     let gated = bed.open(&MappingOptions { len_bytes: Some(MIB), gate: Some(gate), ..without_readahead() });
     bed.run(gated.write_at_lsn_async(0, &[1; PAGE as usize], Lsn(5))).unwrap();
+    let before = bed.now_ns();
     bed.run(gated.advise_async(0..MIB, Advice::DontNeed)).unwrap();
+    assert!(bed.now_ns() - before < 1_000_000_000, "the log wasn't waited for");
     assert_eq!(missing(&mut bed, &gated, 0..1), 0);
     let other = bed.open(&MappingOptions { start_bytes: MIB, len_bytes: Some(MIB), ..without_readahead() });
     bed.run(other.write_at_async(0, &[2; PAGE as usize])).unwrap();
