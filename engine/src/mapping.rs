@@ -24,6 +24,7 @@ use crate::cache::balance::ReservedPages;
 use crate::cache::errseq::ErrorCursor;
 use crate::cache::folio::{Access, FolioKey, FolioOrder, FrameId, ReadAhead};
 use crate::cache::frames::PAGE_BYTES;
+use crate::cache::holders::Note;
 use crate::cache::lsn::Lsn;
 use crate::cache::shape::Stability;
 use crate::cache::tags::Tag;
@@ -292,10 +293,10 @@ impl Mapping {
     /// Readers come first: a writer that waits for a page waits until no reader has it, so readers whose pins
     /// overlap without end keep writers out, until their `pin_wait` ends.
     ///
-    /// A thread that holds a page by [`pin_mut`](Self::pin_mut) and asks for it again, by any blocking call, is refused
-    /// ([`Error::HeldByThisThread`]), also where it has given the pin to another thread. A thread that holds a page
-    /// shared and asks for it exclusively, or a task that holds it either way and asks for more, waits for itself, until the
-    /// engine's `pin_wait` ends it with an error.
+    /// A thread that holds a page and asks for it exclusively, or holds it exclusively and asks for it again, by any blocking
+    /// call, would wait for itself: it is refused ([`Error::HeldByThisThread`]), also where it has given its pin to another
+    /// thread. Where several pins of one page are held shared, and the last of them isn't this thread's, and in a task,
+    /// which may go on by another thread, that isn't known: the engine's `pin_wait` ends the wait with an error.
     ///
     /// In a child process, after a fork, pins that the parent held are not to be used; to ask for any is an error
     /// ([`Error::Forked`]), or ends the process where the system can't wipe memory on fork.
@@ -320,6 +321,7 @@ impl Mapping {
             }
             None => block_on(self.pin_slow(page)),
         }
+        .map(PagePin::noted)
     }
 
     /// As [`pin`](Self::pin), without blocking the thread.
@@ -829,8 +831,8 @@ impl Mapping {
         let len_bytes = self.bytes_of(first, pages);
         let place = link.cache.place(frame);
         let shape = &self.open.shape;
-        let (changed, noted, reserved) = (false, false, None);
-        PagePinMut { link, shape, place, frame, pages, len_bytes, changed, noted, reserved }
+        let (changed, note, reserved) = (false, Note::NONE, None);
+        PagePinMut { link, shape, place, frame, pages, len_bytes, changed, note, reserved }
     }
 
     /// A pin of pages that the shard granted exclusively, with `reserved` pages.

@@ -5,6 +5,7 @@ use std::ops::{Deref, DerefMut};
 use crate::cache::Place;
 use crate::cache::balance::ReservedPages;
 use crate::cache::folio::{FolioHeader, FrameId};
+use crate::cache::holders::Note;
 use crate::cache::lsn::Lsn;
 use crate::cache::published::Slot;
 use crate::cache::shape::{MappingShape, Stability};
@@ -28,6 +29,17 @@ pub struct PagePin<'a> {
     pub(crate) slot: Option<&'static Slot>,
 }
 
+impl PagePin<'_> {
+    /// Notes that this thread has the page: it was granted by a blocking call. A published pin is its own note.
+    #[inline]
+    pub(crate) fn noted(self) -> Self {
+        if self.slot.is_none() {
+            let _ = self.link.cache.holders.note(self.frame);
+        }
+        self
+    }
+}
+
 impl Deref for PagePin<'_> {
     type Target = [u8];
 
@@ -45,6 +57,9 @@ impl Deref for PagePin<'_> {
 impl Drop for PagePin<'_> {
     #[inline]
     fn drop(&mut self) {
+        if self.slot.is_none() {
+            self.link.cache.holders.forget_shared(self.frame, self.folio.state());
+        }
         let released = self.folio.unpin_from(self.slot);
         self.link.after_release(released);
     }
@@ -63,8 +78,8 @@ pub struct PagePinMut<'a> {
     pub(crate) pages: u64,
     pub(crate) len_bytes: usize,
     pub(crate) changed: bool,
-    /// Its thread is noted as the page's holder.
-    pub(crate) noted: bool,
+    /// Of its thread as the page's holder.
+    pub(crate) note: Note,
     /// Given back after the pages have been counted dirty; `None` for a hit below the middle of the dirty limits.
     pub(crate) reserved: Option<ReservedPages<'a>>,
 }
@@ -73,8 +88,7 @@ impl PagePinMut<'_> {
     /// Notes that this thread has the page: it was granted by a blocking call.
     #[inline]
     pub(crate) fn noted(mut self) -> Self {
-        self.link.cache.holders.note(self.frame);
-        self.noted = true;
+        self.note = self.link.cache.holders.note(self.frame);
         self
     }
 
@@ -156,9 +170,7 @@ impl DerefMut for PagePinMut<'_> {
 impl Drop for PagePinMut<'_> {
     #[inline]
     fn drop(&mut self) {
-        if self.noted {
-            self.link.cache.holders.forget(self.frame);
-        }
+        self.link.cache.holders.forget(self.frame, self.note);
         if self.changed {
             if std::thread::panicking() {
                 self.released_by_panic();

@@ -59,6 +59,62 @@ fn a_thread_that_has_a_page_exclusively_is_refused_it_a_second_time_and_not_hung
 }
 
 #[test]
+fn a_thread_that_has_a_page_shared_is_refused_it_exclusively_and_may_have_it_shared_again() {
+    let engine = Engine::open("emu:ram?size=8MiB", &threads(1)).unwrap();
+    let mapping = engine.mapping(&plain()).unwrap();
+    for _ in 0..2 {
+        let pin = mapping.pin(3).unwrap();
+        for result in [
+            mapping.pin_mut(3).map(drop),
+            mapping.write_at(3 * PAGE + 5, &[0; 10]),
+            mapping.write_at(2 * PAGE, &[0; 3 * PAGE as usize]),
+        ] {
+            let error = result.unwrap_err();
+            assert!(
+                matches!(
+                    error,
+                    Error::HeldByThisThread { page: 3, held: Held::Shared, wanted: Held::Exclusive }
+                ),
+                "{error}"
+            );
+            assert!(error.to_string().contains("release that pin first"), "{error}");
+        }
+        mapping.read_at(3 * PAGE, &mut [0; 10]).unwrap();
+        drop(mapping.pin(3).unwrap());
+        drop(pin);
+        drop(mapping.pin_mut(3).unwrap());
+    }
+    engine.close().unwrap();
+}
+
+#[test]
+fn a_thread_that_has_released_its_pin_waits_for_others_shared_ones() {
+    let engine = Engine::open("emu:ram?size=8MiB", &threads(1)).unwrap();
+    let mapping = engine.mapping(&plain()).unwrap();
+    for first_is_mine in [false, true].into_iter().cycle().take(40) {
+        let mine = first_is_mine.then(|| mapping.pin(3).unwrap());
+        let (has, go_on) = (AtomicBool::new(false), AtomicBool::new(false));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let pin = mapping.pin(3).unwrap();
+                has.store(true, Ordering::SeqCst);
+                while !go_on.load(Ordering::SeqCst) {
+                    std::thread::yield_now();
+                }
+                drop(pin);
+            });
+            while !has.load(Ordering::SeqCst) {
+                std::thread::yield_now();
+            }
+            drop(mine.unwrap_or_else(|| mapping.pin(3).unwrap()));
+            go_on.store(true, Ordering::SeqCst);
+            drop(mapping.pin_mut(3).unwrap());
+        });
+    }
+    engine.close().unwrap();
+}
+
+#[test]
 fn another_thread_waits_for_the_holder_and_gets_the_page() {
     let engine = Engine::open("emu:ram?size=8MiB", &threads(1)).unwrap();
     let mapping = engine.mapping(&plain()).unwrap();

@@ -206,7 +206,7 @@ fn an_exclusive_request_behind_a_pin_that_stays_is_an_error_that_names_the_page(
     let engine = Engine::open("emu:ram?size=8MiB", &options).unwrap();
     let mapping = engine.mapping(&MappingOptions::default()).unwrap();
     let pin = mapping.pin(3).unwrap();
-    let error = mapping.pin_mut(3).unwrap_err();
+    let error = std::thread::scope(|scope| scope.spawn(|| mapping.pin_mut(3).unwrap_err()).join().unwrap());
     assert!(matches!(error, Error::PinnedTooLong { page: 3, .. }), "{error}");
     drop(pin);
     mapping.pin_mut(3).unwrap()[0] = 1;

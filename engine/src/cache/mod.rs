@@ -141,7 +141,7 @@ pub(crate) struct SharedCache {
     pub gated: GatedMappings,
     /// What each share of the cache holds, and may hold.
     pub shares: ShareAccounts,
-    /// Who has pages exclusively.
+    /// Who holds pages.
     pub holders: Holders,
 }
 

@@ -108,6 +108,11 @@ pub(super) fn is_held(head: &FolioHeader) -> bool {
     registry::any_block(|block| block.holds(head))
 }
 
+/// Whether the calling thread holds the folio of `head` by a published pin.
+pub(crate) fn is_held_here(head: &FolioHeader) -> bool {
+    known_thread().is_some_and(|block| block.holds(head))
+}
+
 pub(crate) use registry::{known_thread, may_bias, prepare, this_thread};
 
 #[cfg(not(loom))]

@@ -17,6 +17,7 @@ use super::readahead::Mailbox;
 use super::request::{Message, Request};
 use crate::cache::folio::{FrameId, Released};
 use crate::cache::lsn::Lsn;
+use crate::cache::published;
 use crate::cache::shape::MappingShape;
 use crate::cache::{Place, SharedCache};
 use crate::error::{Error, Held, Result};
@@ -191,9 +192,12 @@ impl ShardLink {
     /// How this thread holds the page in `frame`, as far as that is known ([`Holders`](crate::cache::holders::Holders)).
     /// Asked where it would wait for the page's holder.
     pub(crate) fn held_by_this_thread(&self, frame: FrameId) -> Option<Held> {
-        let head = self.cache.place(frame).head;
-        let held = self.cache.folio(head).state().exclusive() && self.cache.holders.is_this_thread(frame);
-        held.then_some(Held::Exclusive)
+        let head = self.cache.head(frame);
+        let noted = self.cache.holders.is_this_thread(frame);
+        match head.state().exclusive() {
+            true => noted.then_some(Held::Exclusive),
+            false => (noted || published::is_held_here(head)).then_some(Held::Shared),
+        }
     }
 
     /// Gives back what a reply granted to a request that nobody waits for any more. Any thread.
