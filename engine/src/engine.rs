@@ -556,7 +556,9 @@ impl Engine {
         }
     }
 
-    /// With [`ShardThreads::Manual`]: the shards, for the caller to poll. Empty after the first call.
+    /// With [`ShardThreads::Manual`]: the shards, for the caller to poll. Empty after the first call. In a child process, after a
+    /// fork, they are polled to no effect, and mustn't be dropped: their queues are the parent's. A child leaves by `exec` or
+    /// `exit`, which drop nothing that lives on the stack.
     pub fn take_shards(&self) -> Vec<Shard> {
         std::mem::take(&mut *self.shards.lock().unwrap_or_else(PoisonError::into_inner))
     }

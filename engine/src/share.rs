@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::task::Poll;
 
 use crate::cache::frames::PAGE_BYTES;
 use crate::cache::shares::{SHARES_MAX, ShareId, UNLIMITED};
@@ -257,22 +258,18 @@ impl ShareTable {
 
     /// Waits until every shard holds no more than its part.
     async fn await_limit(&self, share: Option<ShareId>, of: &Arc<str>) -> Result<()> {
-        let request = |link: &'_ Arc<ShardLink>| link.clone();
-        let links: Vec<_> = self.links.iter().map(request).collect();
-        let mut pending: Vec<_> = links
-            .iter()
-            .map(|link| Box::pin(link.request(Request::AwaitLimit { share, of: of.clone() })))
-            .collect();
+        let request = || Request::AwaitLimit { share, of: of.clone() };
+        let mut pending: Vec<_> = self.links.iter().map(|link| Box::pin(link.request(request()))).collect();
         let mut result = Ok(());
         std::future::poll_fn(|context| {
             pending.retain_mut(|request| match request.as_mut().poll(context) {
-                std::task::Poll::Pending => true,
-                std::task::Poll::Ready(reply) => {
+                Poll::Pending => true,
+                Poll::Ready(reply) => {
                     result = std::mem::replace(&mut result, Ok(())).and(reply.map(drop));
                     false
                 }
             });
-            if pending.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+            if pending.is_empty() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
         result
