@@ -241,7 +241,7 @@ impl Shard {
         if folio.state().frozen() || folio.key() != key || cache.place(head).head != head {
             return;
         }
-        if folio.state().pins() > 0 && self.advice.once.len() < self.advice.once_max {
+        if folio.is_held() && self.advice.once.len() < self.advice.once_max {
             // Its reader has it still.
             self.advice.once.push_back((head, key));
         } else if !folio.state().referenced()
