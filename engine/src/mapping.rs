@@ -1,7 +1,7 @@
 //! Mappings: a range of a namespace as bytes and pages in the cache.
 
-mod batch;
 mod advise;
+mod batch;
 mod checkpoint;
 mod gather;
 mod length;
@@ -46,9 +46,9 @@ use crate::writeback::control::{
 use crate::writeback::guard;
 #[cfg(doc)]
 use crate::writeback::pass::DirtyFolio;
-pub use batch::ReadAt;
 pub use advise::Advice;
 use advise::HandleAdvice;
+pub use batch::ReadAt;
 pub(crate) use readahead::HandleReadahead;
 
 const PAGE: u64 = PAGE_BYTES as u64;

@@ -7,8 +7,6 @@
 //!
 //! `FOLIANT_SOAK_SECONDS` says for how long (20 without it), `FOLIANT_SEED` from which seed; both are printed.
 
-#![expect(clippy::print_stdout, reason = "a randomised test prints its seed")]
-
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, RwLock};
@@ -403,21 +401,15 @@ fn eight_threads_on_everything_at_once_lose_nothing_and_all_counts_agree() {
     assert_counts(&stats, &opened, &engine);
     let evicted_and_written = stats.pages_evicted > 0 && stats.pages_written > 0 && stats.zero_commands > 0;
     assert!(evicted_and_written, "{stats:?}");
-    let models: Vec<_> = subjects
-        .into_iter()
-        .map(|subject| {
-            // Succeeds only where nobody has a pin any more.
-            subject.mapping.clone().close().unwrap();
-            subject
-        })
-        .collect();
+    // Succeeds only where nobody has a pin any more.
+    subjects.iter().for_each(|subject| subject.mapping.clone().close().unwrap());
     let stats = engine.stats();
     assert_counts(&stats, &opened, &engine);
     assert_eq!(stats.pages_cached, 0, "{stats:?}");
     assert!(shares.iter().all(|share| share.usage().used_bytes == 0));
     engine.close().unwrap();
     let mut bytes = vec![0; 4 * PAGE as usize];
-    for subject in &models {
+    for subject in &subjects {
         for (page, known) in (0..).zip(&subject.pages) {
             let bytes = &mut bytes[..subject.page_bytes as usize];
             device.read_image(1, subject.number * 16 * MIB + page * subject.page_bytes, bytes).unwrap();
