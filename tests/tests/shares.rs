@@ -93,6 +93,12 @@ fn large_requests_appends_and_readahead_keep_to_the_limit() {
         bed.run(mapping.write_at_async(at * 30_000, &buffer[..30_000])).unwrap();
         within("an append");
     }
+    let scattered: Vec<u64> = (0..100).map(|at| 1000 + at * 17).collect();
+    let mut pages = vec![vec![0; PAGE as usize]; scattered.len()];
+    let mut reads: Vec<_> =
+        scattered.iter().zip(&mut pages).map(|(page, buf)| foliant::ReadAt::new(page * PAGE, buf)).collect();
+    bed.run(mapping.read_many_async(&mut reads)).unwrap();
+    within("a batch");
     bed.run(mapping.sync_async()).unwrap();
     for page in 2000..3000 {
         read(&mut bed, &mapping, page..page + 1);

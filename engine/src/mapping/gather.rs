@@ -177,6 +177,7 @@ impl<'a> Gather<'a> {
                 for (position, frame, _) in grants.iter() {
                     let (page, tag) = (list.page(position), list.tag(position));
                     each(page, tag, mapping.granted_shared_pin(link, page, frame, pages));
+                    mapping.read_once(page..page + pages);
                 }
             }
             link.replies.release(slot);

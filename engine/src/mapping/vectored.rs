@@ -167,6 +167,7 @@ impl Mapping {
             self.prefetch(at..hint)?;
         }
         let (link, frame, _) = self.acquire(first, Want::Copy, Pacing::Wait).await?;
+        self.read_once(first..first + pages);
         let pin = self.granted_shared_pin(link, first, frame, pages);
         // Shortened meanwhile?
         if pin.len() >= end { Ok(pin) } else { Err(self.outside(page)) }

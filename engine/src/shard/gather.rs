@@ -48,6 +48,9 @@ impl Shard {
             let is_missing = |&page: &u64| last.replace(page) != Some(page) && !shard.has(shape, page);
             list.pages().filter(is_missing).count()
         };
+        if !self.make_share_room(mapping, missing) {
+            return Begun::ShareFull;
+        }
         if !self.make_room(mapping, missing) {
             return Begun::NoFrames;
         }

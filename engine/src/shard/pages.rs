@@ -235,7 +235,7 @@ impl Shard {
             return self.wait_at_gate_bound(slot);
         }
         self.reshape(&mapping, first, count, want);
-        if !self.make_share_room(&mapping, first, count) {
+        if !self.make_share_room(&mapping, |shard| shard.missing(&mapping.shape, first, count)) {
             return Begun::ShareFull;
         }
         // All frames at once, or none: a request never holds some while it waits for others.
@@ -280,7 +280,7 @@ impl Shard {
     }
 
     /// Blocks of the range that are not in the cache.
-    pub(super) fn missing(&self, shape: &MappingShape, first: u64, count: u32) -> usize {
+    fn missing(&self, shape: &MappingShape, first: u64, count: u32) -> usize {
         let blocks = (first..first + u64::from(count)).step_by(shape.order.pages() as usize);
         blocks.filter(|&page| self.cache.find(shape, page).is_none()).count()
     }

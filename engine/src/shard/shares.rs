@@ -103,8 +103,12 @@ impl ShardShares {
 }
 
 impl Shard {
-    /// Makes room in a mapping's share for what is missing of a request; false where the request has to wait for that.
-    pub(super) fn make_share_room(&mut self, mapping: &OpenMapping, first: u64, count: u32) -> bool {
+    /// Makes room in a mapping's share for the blocks that are `missing`; false where the request has to wait for that.
+    pub(super) fn make_share_room(
+        &mut self,
+        mapping: &OpenMapping,
+        missing: impl Fn(&Self) -> usize,
+    ) -> bool {
         let share = mapping.shape.share;
         if self.cache.shared.shares.account(Some(share)).limit() == UNLIMITED
             || mapping.gates.log_of.is_some()
@@ -117,22 +121,22 @@ impl Shard {
         }
         for _ in 0..2 {
             // Evicting may hit a page of this very range, hence the second count.
-            let excess = self.share_excess(mapping, first, count);
+            let excess = self.share_excess(mapping, &missing);
             if excess == 0 {
                 return true;
             }
             self.evict_share(share, excess, SHARE_STEPS);
         }
-        if self.share_excess(mapping, first, count) == 0 {
+        if self.share_excess(mapping, &missing) == 0 {
             return true;
         }
         self.shares.waited_for |= share.bit();
         false
     }
 
-    fn share_excess(&self, mapping: &OpenMapping, first: u64, count: u32) -> u64 {
+    fn share_excess(&self, mapping: &OpenMapping, missing: impl Fn(&Self) -> usize) -> u64 {
         let shape = &mapping.shape;
-        let missing = self.missing(shape, first, count) as u64 * shape.order.pages();
+        let missing = missing(self) as u64 * shape.order.pages();
         if missing == 0 { 0 } else { self.cache.shared.shares.account(Some(shape.share)).excess(missing) }
     }
 
