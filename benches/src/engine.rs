@@ -32,11 +32,21 @@ impl DrivenEngine {
     /// Opens an engine with `cache_bytes` of cache and `shards` shards, that writes back only when it is asked to:
     /// no timer, no threshold below nine tenths of the cache.
     pub fn open(device: Arc<EmulatedController>, cache_bytes: u64, shards: usize) -> Result<Self> {
+        Self::open_with(device, cache_bytes, shards, &MappingOptions::default())
+    }
+
+    /// The same with a mapping of one's own choice.
+    pub fn open_with(
+        device: Arc<EmulatedController>,
+        cache_bytes: u64,
+        shards: usize,
+        mapping: &MappingOptions,
+    ) -> Result<Self> {
         let options = EngineOptions { cache_bytes, shards, threads: ShardThreads::Manual, ..quiet_options() };
         let engine = Engine::open_on(device.attach()?, &options)?;
         let mut shards = engine.take_shards();
         let origin = Instant::now();
-        let mapping = drive(&mut shards, origin, engine.mapping_async(&MappingOptions::default()))?;
+        let mapping = drive(&mut shards, origin, engine.mapping_async(mapping))?;
         Ok(Self { mapping, shards, engine, device, origin, byte: [0] })
     }
 

@@ -10,6 +10,7 @@
 mod callgrind;
 mod driver;
 mod engine;
+mod eviction;
 mod hits;
 mod latency;
 mod machine;
@@ -53,6 +54,10 @@ struct Arguments {
     /// Folder into which `scaling` draws its curves, as SVG.
     #[arg(long, value_name = "FOLDER")]
     plots: Option<PathBuf>,
+    /// A trace of block requests that `eviction` replays: lines of `version,time,op,size,sector`, as libCacheSim publishes
+    /// those of CloudPhysics.
+    #[arg(long, value_name = "FILE")]
+    trace: Option<PathBuf>,
     /// Exit with status 1 when a target is missed, or could not be measured.
     #[arg(long)]
     check: bool,
@@ -74,6 +79,8 @@ enum Question {
     Misses,
     /// Bytes of metadata a cached page.
     Metadata,
+    /// Hit ratios beside other policies of eviction, on synthetic loads and, with --trace, on a recorded one.
+    Eviction,
     /// All of them, one after the other.
     All,
     /// What `driver` runs under callgrind.
@@ -84,7 +91,7 @@ enum Question {
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
     let effort = Effort { rounds: arguments.rounds.map(usize::from), quick: arguments.quick };
-    let plots = arguments.plots.as_deref();
+    let (plots, trace) = (arguments.plots.as_deref(), arguments.trace.as_deref());
     let answers = match arguments.question {
         Question::Driver => vec![driver::answer(effort)?],
         Question::Hits => vec![hits::answer(effort)?],
@@ -93,6 +100,7 @@ fn main() -> Result<ExitCode> {
         Question::Latency => vec![latency::answer(effort)?],
         Question::Misses => vec![misses::answer(effort)?],
         Question::Metadata => vec![metadata::answer()?],
+        Question::Eviction => vec![eviction::answer(effort, trace)?],
         Question::All => {
             vec![
                 driver::answer(effort)?,
@@ -102,6 +110,7 @@ fn main() -> Result<ExitCode> {
                 latency::answer(effort)?,
                 misses::answer(effort)?,
                 metadata::answer()?,
+                eviction::answer(effort, trace)?,
             ]
         }
         Question::DriverCallgrind => {

@@ -58,7 +58,7 @@ pub fn answer() -> Result<Answer> {
         rows.push(Row::new(case.name, cells));
         if case.dense {
             let what = format!("metadata a cached page, {}", case.name);
-            targets.push(Target::new(what, "bytes", Limit::AtMost(64.0), Some(bytes)));
+            targets.push(Target::new(what, "bytes", Limit::AtMost(40.0), Some(bytes)));
         }
     }
     Ok(Answer {

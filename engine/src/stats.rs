@@ -135,9 +135,12 @@ counters! {
     pages_written,
     /// Pages evicted to free their frames.
     pages_evicted,
-    /// Pages brought in, or made, that had been evicted not long before (`workingset_refault`).
+    /// Of those, pages that were evicted while a request waited for their frames, since too few were free (`allocstall`).
+    evictions_on_demand,
+    /// Pages brought in, or made, before as many others were evicted since they were as there are frames
+    /// (`workingset_refault`).
     refaults,
-    /// Of those, pages that so few others had been evicted since that they count as hot (`workingset_activate`).
+    /// Of those, pages whose folios were therefore taken for used ones at once (`workingset_activate`).
     refaults_hot,
     /// Pages that were given frames, filled or not.
     pages_installed,

@@ -156,9 +156,9 @@ impl FreeFrames {
         let header = &headers[frame as usize];
         header.set_free_block(order);
         header.bucket_next.store(next, Ordering::Relaxed);
-        header.waiter_first.store(NONE, Ordering::Relaxed);
+        header.tag_leaf.store(NONE, Ordering::Relaxed);
         if next != NONE {
-            headers[next as usize].waiter_first.store(frame, Ordering::Relaxed);
+            headers[next as usize].tag_leaf.store(frame, Ordering::Relaxed);
         }
         self.blocks[at] += 1;
     }
@@ -166,16 +166,16 @@ impl FreeFrames {
     fn unlink(&mut self, headers: &[FolioHeader], frame: u32, order: FolioOrder) {
         let header = &headers[frame as usize];
         let next = header.bucket_next.load(Ordering::Relaxed);
-        let before = header.waiter_first.load(Ordering::Relaxed);
+        let before = header.tag_leaf.load(Ordering::Relaxed);
         if before == NONE {
             self.first[order.0 as usize] = next;
         } else {
             headers[before as usize].bucket_next.store(next, Ordering::Relaxed);
         }
         if next != NONE {
-            headers[next as usize].waiter_first.store(before, Ordering::Relaxed);
+            headers[next as usize].tag_leaf.store(before, Ordering::Relaxed);
         }
-        header.waiter_first.store(NONE, Ordering::Relaxed);
+        header.tag_leaf.store(NONE, Ordering::Relaxed);
         header.set_order(order);
         self.blocks[order.0 as usize] -= 1;
     }

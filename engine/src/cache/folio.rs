@@ -11,7 +11,7 @@
 //! ```text
 //!  63       35 34 33 32 31         22 21 20 19 18 17 16 15             0
 //! ┌───────────┬──┬─────┬─────────────┬──┬──┬──┬──┬──┬──┬────────────────┐
-//! │ version   │BI│ HT  │ filled      │RE│WA│UN│FR│RA│EX│ shared pins    │
+//! │ version   │BI│     │ filled      │RE│WA│UN│FR│RA│EX│ shared pins    │
 //! └───────────┴──┴─────┴─────────────┴──┴──┴──┴──┴──┴──┴────────────────┘
 //! ```
 //!
@@ -21,8 +21,7 @@
 //! | EXclusive | any thread, or the shard for it | one holder may change the bytes |
 //! | FRozen | shard | free, or on its way out; every pin attempt fails |
 //! | WAiters | shard | a request is parked on this folio: who releases it kicks the shard |
-//! | REferenced | any thread | used since the eviction hand last passed |
-//! | HeaT | shard | how often the hand passes it yet before it is cold: more than 0 where it came back soon after it was evicted |
+//! | REferenced | any thread | used since eviction last looked at it |
 //! | ReadAhead | shard; cleared by any thread | the marker: its next reader asks for the next window (WB-28) |
 //! | UNused | shard; cleared by any thread, REferenced with it | read ahead, and nobody has used it yet |
 //! | BIased | who has counted a pin; cleared by who has EX or FR | shared pins may be published instead of counted ([`super::published`]) |
@@ -44,6 +43,7 @@
 //! 4. Order and keys of a folio's headers change only while its head is frozen: who holds a pin finds them stable.
 
 use super::published::{self, Slot};
+use super::reclaim::Rank;
 use crate::primitives::{AtomicU32, AtomicU64, Ordering, fence};
 
 /// Index of a frame and of its header within a shard.
@@ -92,9 +92,6 @@ const REFERENCED: u64 = 1 << 21;
 /// One page more is filled.
 const FILL: u64 = 1 << 22;
 const FILLED: u64 = 0x3FF << 22;
-/// The hand passes a hot folio once more.
-const HEAT: u64 = 1 << 32;
-const HEATS: u64 = 0x3 << 32;
 const BIASED: u64 = 1 << 34;
 const VERSION: u64 = 1 << 35;
 
@@ -155,10 +152,6 @@ impl FolioState {
     pub(crate) const fn referenced(self) -> bool {
         self.0 & REFERENCED != 0
     }
-    /// How many passes of the eviction hand it survives without being used.
-    pub(crate) const fn heat(self) -> u64 {
-        (self.0 & HEATS) / HEAT
-    }
     /// Whether a pin on the folio's page `within` may be published, which changes nothing in this word: the folio is in use
     /// already, and nothing is to be told of readahead.
     #[inline]
@@ -203,6 +196,19 @@ pub(crate) enum Released {
     Kick,
 }
 
+/// What eviction finds of a folio when it looks at it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Usage {
+    /// It was used since the last look.
+    Used,
+    /// It was read ahead, and this is the first look at it before its first use.
+    Ahead,
+    /// Somebody has it, waits for it, or fills it.
+    Held,
+    /// Nothing of that, as far as one look tells.
+    None,
+}
+
 /// What a pin found on a folio that was read ahead, and took off it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct ReadAhead(u64);
@@ -235,15 +241,24 @@ pub(crate) struct FolioHeader {
     key: AtomicU64,
     /// Next header in the index bucket; written by the shard.
     pub(crate) bucket_next: AtomicU32,
-    /// The tag leaf of this page; written by the shard while FROZEN, stable for whoever holds a pin.
-    tag_leaf: AtomicU32,
-    /// First parked request; the shard's alone.
-    pub(crate) waiter_first: AtomicU32,
-    /// The folio's order, in each of its headers; with [`FREE_BLOCK`], the first frame of a free block.
+    /// The tag leaf of this page; written by the shard while FROZEN, stable for whoever holds a pin. Of a free block's first
+    /// frame, the free block in front of it.
+    pub(crate) tag_leaf: AtomicU32,
+    /// The frame behind this one in its queue of eviction; the shard's alone.
+    pub(crate) queue_next: AtomicU32,
+    /// The folio's order, in each of its headers; with [`FREE_BLOCK`], the first frame of a free block. Above that what
+    /// eviction keeps, which is the shard's alone: the folio's rank, in its head, and whether the frame stands in a queue.
     order: AtomicU32,
 }
 
+const ORDER: u32 = 0xF;
 const FREE_BLOCK: u32 = 1 << 8;
+const RANK_SHIFT: u32 = 12;
+const RANK: u32 = 0xF << RANK_SHIFT;
+/// The frame stands in a queue of eviction.
+const QUEUED: u32 = 1 << 16;
+/// It does so for a folio that is gone; the one that has the frame now wants a place of its own.
+const REQUEUED: u32 = 1 << 17;
 
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<FolioHeader>() == 32);
@@ -256,7 +271,7 @@ impl FolioHeader {
             key: AtomicU64::new(u64::MAX),
             bucket_next: AtomicU32::new(NONE),
             tag_leaf: AtomicU32::new(NONE),
-            waiter_first: AtomicU32::new(NONE),
+            queue_next: AtomicU32::new(NONE),
             order: AtomicU32::new(0),
         }
     }
@@ -279,13 +294,14 @@ impl FolioHeader {
     /// The order of the folio that this frame is, or was, a part of.
     #[inline]
     pub(crate) fn order(&self) -> FolioOrder {
-        FolioOrder((self.order.load(Ordering::Relaxed) & 0xF) as u8)
+        FolioOrder((self.order.load(Ordering::Relaxed) & ORDER) as u8)
     }
 
     /// Whether this frame is one of a folio of exactly this order.
     #[inline]
     pub(crate) fn is_of_order(&self, order: FolioOrder) -> bool {
-        self.order.load(Ordering::Relaxed) == u32::from(order.0)
+        // Nothing of it is free, since its page is looked up; what eviction keeps beside the order is nobody else's.
+        self.order.load(Ordering::Relaxed) & ORDER == u32::from(order.0)
     }
 
     // ---- any thread -------------------------------------------------------------------------------------
@@ -506,17 +522,52 @@ impl FolioHeader {
 
     /// Makes the frame a part of a folio of `order`; the folio's head is frozen.
     pub(crate) fn set_order(&self, order: FolioOrder) {
-        self.order.store(u32::from(order.0), Ordering::Relaxed);
+        self.change_order_word(ORDER | FREE_BLOCK, u32::from(order.0));
+    }
+
+    /// Of the word with the order the shard alone changes anything, so it needs no read-modify-write.
+    fn change_order_word(&self, cleared: u32, set: u32) {
+        self.order.store(self.order.load(Ordering::Relaxed) & !cleared | set, Ordering::Relaxed);
     }
 
     /// Makes the frame the first of a free block.
     pub(crate) fn set_free_block(&self, order: FolioOrder) {
-        self.order.store(u32::from(order.0) | FREE_BLOCK, Ordering::Relaxed);
+        self.change_order_word(ORDER, u32::from(order.0) | FREE_BLOCK);
     }
 
     /// Whether the frame is the first of a free block of exactly this order.
     pub(crate) fn is_free_block(&self, order: FolioOrder) -> bool {
-        self.order.load(Ordering::Relaxed) == u32::from(order.0) | FREE_BLOCK
+        self.order.load(Ordering::Relaxed) & (ORDER | FREE_BLOCK) == u32::from(order.0) | FREE_BLOCK
+    }
+
+    /// What the folio, whose head this is, has proven to eviction.
+    pub(crate) fn rank(&self) -> Rank {
+        Rank((self.order.load(Ordering::Relaxed) & RANK) >> RANK_SHIFT)
+    }
+
+    pub(crate) fn set_rank(&self, rank: Rank) {
+        self.change_order_word(RANK, rank.0 << RANK_SHIFT);
+    }
+
+    /// Whether the frame stands in a queue of eviction.
+    pub(crate) fn is_queued(&self) -> bool {
+        self.order.load(Ordering::Relaxed) & QUEUED != 0
+    }
+
+    pub(crate) fn set_queued(&self) {
+        self.change_order_word(0, QUEUED);
+    }
+
+    /// The frame stands in a queue for a folio that is gone, and is another's now.
+    pub(crate) fn set_requeued(&self) {
+        self.change_order_word(0, REQUEUED);
+    }
+
+    /// The frame has left its queue; true where it stood there for a folio that is gone.
+    pub(crate) fn take_queued(&self) -> bool {
+        let requeued = self.order.load(Ordering::Relaxed) & REQUEUED != 0;
+        self.change_order_word(QUEUED | REQUEUED, 0);
+        requeued
     }
 
     /// Says of a frozen folio, before it is published, that it is read ahead.
@@ -597,34 +648,29 @@ impl FolioHeader {
         self.state.load(Ordering::SeqCst) & EXCLUSIVE != 0
     }
 
-    /// Makes a frozen folio hot: it came back soon after it had been evicted.
-    pub(crate) fn set_hot(&self) {
-        let before = self.state.fetch_or(HEATS, Ordering::Relaxed);
-        debug_assert!(before & FROZEN != 0);
-    }
-
-    /// Takes REFERENCED and all heat off: what use there was doesn't count.
-    pub(crate) fn forget_use(&self) {
-        self.state.fetch_and(!(REFERENCED | HEATS), Ordering::Relaxed);
-    }
-
-    /// Takes a folio's REFERENCED off, or some of its heat where it wasn't used. True when it had neither and nobody uses it, as
-    /// far as one look tells. A hot folio that was used is as hot again as it was at first.
-    pub(crate) fn turns_cold(&self) -> bool {
+    /// Takes a folio's REFERENCED off; says what it, or who has the folio, tells of its use (`folio_test_clear_referenced`).
+    pub(crate) fn look(&self) -> Usage {
         let seen = self.state.load(Ordering::Relaxed);
         if seen & REFERENCED != 0 {
-            self.state.fetch_and(!REFERENCED, Ordering::Relaxed);
-            if seen & HEATS != 0 {
-                self.state.fetch_or(HEATS, Ordering::Relaxed);
-            }
-            return false;
+            self.clear_referenced();
+            return if seen & UNUSED == 0 { Usage::Used } else { Usage::Ahead };
         }
-        if seen & HEATS != 0 {
-            // The shard alone changes it, so there is some to take.
-            self.state.fetch_sub(HEAT, Ordering::Relaxed);
-            return false;
+        let held = seen & (PINS | EXCLUSIVE | FROZEN | WAITERS) != 0 || seen & FILLED == 0;
+        if held { Usage::Held } else { Usage::None }
+    }
+
+    /// Takes REFERENCED off where the folio was used since the last look; what is read ahead and unused stays as it is.
+    pub(crate) fn take_use(&self) -> bool {
+        let used = self.state.load(Ordering::Relaxed) & (REFERENCED | UNUSED) == REFERENCED;
+        if used {
+            self.clear_referenced();
         }
-        seen & (PINS | EXCLUSIVE | FROZEN | WAITERS) == 0 && seen & FILLED != 0
+        used
+    }
+
+    /// What has been done with the folio so far counts as no use of it.
+    pub(crate) fn clear_referenced(&self) {
+        self.state.fetch_and(!REFERENCED, Ordering::Relaxed);
     }
 
     /// Freezes a folio that nobody uses or waits for, to evict it; the caller looks at its marks then, and
@@ -679,9 +725,8 @@ impl FolioHeader {
 
     /// Takes the flags off a frozen frame that are about its old content. WAITERS must be gone.
     pub(crate) fn scrub_frozen(&self) {
-        let before = self
-            .state
-            .fetch_and(!(FILLED | HEATS | REFERENCED | READAHEAD | UNUSED | WAITERS), Ordering::Relaxed);
+        let before =
+            self.state.fetch_and(!(FILLED | REFERENCED | READAHEAD | UNUSED | WAITERS), Ordering::Relaxed);
         debug_assert!(before & (FROZEN | BIASED) == FROZEN);
         // Whoever still reads without holding it finds that its bytes are others'.
         self.state.fetch_add(VERSION, Ordering::Relaxed);
@@ -782,11 +827,11 @@ mod tests {
     fn wb27_only_unpinned_unreferenced_folios_freeze() {
         let folio = cached();
         folio.try_pin(0, || folio.key() == KEY).unwrap();
-        assert!(!folio.turns_cold(), "referenced: second chance");
-        assert!(!folio.turns_cold(), "pinned");
+        assert_eq!(folio.look(), Usage::Used);
+        assert_eq!(folio.look(), Usage::Held, "pinned");
         assert!(!folio.freeze_unused(), "pinned");
         let _ = folio.unpin();
-        assert!(folio.turns_cold());
+        assert_eq!(folio.look(), Usage::None);
         assert!(folio.freeze_unused());
         assert!(folio.try_pin(0, || folio.key() == KEY).is_err());
         folio.thaw();
@@ -864,7 +909,7 @@ mod loom_models {
                     }
                 })
             };
-            if frame.folio.turns_cold() && frame.folio.freeze_unused() {
+            if frame.folio.look() == Usage::None && frame.folio.freeze_unused() {
                 frame.folio.scrub_frozen();
                 frame.bytes.with_mut(|bytes| {
                     // SAFETY: the frame is frozen; loom checks that no one reads meanwhile.

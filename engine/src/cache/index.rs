@@ -18,20 +18,20 @@ const NEIGHBOUR_BITS: u32 = 4;
 #[derive(Debug)]
 pub(crate) struct FolioIndex {
     buckets: Table<AtomicU32>,
-    /// Buckets are a power of two; this many high bits of the hash choose the group of neighbours.
-    group_bits: u32,
+    /// Groups of neighbouring buckets.
+    groups: u64,
 }
 
 impl FolioIndex {
-    /// A table for `frames` frames: a power of two of buckets, at least as many as frames.
+    /// A table for `frames` frames, with seven buckets for eight of them.
     ///
     /// # Errors
     /// The system's, when the memory can't be had.
     pub(crate) fn new(frames: usize) -> std::io::Result<Self> {
-        let buckets = frames.next_power_of_two().max(1 << NEIGHBOUR_BITS);
+        let groups = (frames - frames / 8).div_ceil(1 << NEIGHBOUR_BITS).max(1);
         Ok(Self {
-            buckets: Table::new(buckets, || AtomicU32::new(NONE))?,
-            group_bits: buckets.trailing_zeros() - NEIGHBOUR_BITS,
+            buckets: Table::new(groups << NEIGHBOUR_BITS, || AtomicU32::new(NONE))?,
+            groups: groups as u64,
         })
     }
 
@@ -44,7 +44,8 @@ impl FolioIndex {
     fn bucket(&self, key: FolioKey) -> &AtomicU32 {
         // Fibonacci hashing of the group; the low bits stay in order inside the group.
         let group = (key.0 >> NEIGHBOUR_BITS).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        let group = if self.group_bits == 0 { 0 } else { group >> (64 - self.group_bits) };
+        // The hash's upper half as a fraction of one, of the groups: any number of them will do.
+        let group = ((group >> 32) * self.groups) >> 32;
         let slot = group << NEIGHBOUR_BITS | key.0 & ((1 << NEIGHBOUR_BITS) - 1);
         &self.buckets[slot as usize]
     }

@@ -2,7 +2,7 @@
 //!
 //! [`SharedCache`] is what any thread may touch: frames, folio headers, the look-up index, the mark words. A hit
 //! needs nothing else. [`ShardCache`](owned::ShardCache) adds what the shard alone changes: which folio is where, the tag
-//! trees' structure, free frames, the eviction hand.
+//! trees' structure, free frames, the queues of eviction.
 //!
 //! Read next: [`folio`] for the state word and its rules, [`tags`] for the marks.
 
@@ -20,6 +20,7 @@ pub(crate) mod lsn;
 pub(crate) mod owned;
 pub(crate) mod published;
 pub(crate) mod readahead;
+pub(crate) mod reclaim;
 pub(crate) mod shape;
 pub(crate) mod shares;
 pub(crate) mod stripe;

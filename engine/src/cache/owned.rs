@@ -12,18 +12,21 @@ use super::buddy::FreeFrames;
 #[cfg(any(test, debug_assertions))]
 use super::exclusion::leaf_bit;
 use super::exclusion::{LEAF_PAGES, leaf_bits};
-use super::folio::{FolioHeader, FolioKey, FolioOrder, FrameId};
+#[cfg(any(test, debug_assertions))]
+use super::folio::FolioKey;
+use super::folio::{FolioHeader, FolioOrder, FrameId};
 use super::frames::FrameMemory;
 use super::holders::Holders;
 use super::index::FolioIndex;
 use super::lsn::{GatedMappings, PageLsns};
+use super::reclaim::{Rank, Reclaim};
 use super::shape::MappingShape;
 #[cfg(any(test, debug_assertions))]
 use super::shares::SHARES_MAX;
 use super::shares::ShareAccounts;
 use super::table::Table;
 use super::tags::{Tag, TagTree};
-use super::workingset::{Refault, Shadows};
+use super::workingset::Shadows;
 use super::{MAPPINGS_MAX, MarkedPages, SharedCache, Written};
 use crate::writeback::throttle::DirtyLimits;
 
@@ -48,11 +51,11 @@ pub(crate) struct ShardCache {
     free: FreeFrames,
     /// Blocks of an order that aren't broken up for the sake of a good place: the reserve of logs.
     reserve: (FolioOrder, usize),
-    /// Where the eviction clock stands.
-    hand: u32,
+    /// In which order folios are evicted.
+    pub(super) reclaim: Reclaim,
     /// What was evicted lately.
-    shadows: Shadows,
-    /// Pages evicted since open: the clock of the shadow entries.
+    pub(super) shadows: Shadows,
+    /// Pages evicted since open.
     pub evicted: u64,
     /// Folios split since open.
     pub splits: u64,
@@ -89,7 +92,7 @@ impl ShardCache {
             frames,
         };
         let free = FreeFrames::new(&shared.headers);
-        let (shared, shadows) = (Arc::new(shared), Shadows::new(count));
+        let (shared, shadows, reclaim) = (Arc::new(shared), Shadows::new(count), Reclaim::new(count));
         let reserve = (FolioOrder(0), 0);
         Ok(Self {
             shared,
@@ -97,7 +100,7 @@ impl ShardCache {
             shard,
             free,
             reserve,
-            hand: 0,
+            reclaim,
             shadows,
             evicted: 0,
             splits: 0,
@@ -151,9 +154,14 @@ impl ShardCache {
         self.tree.next(shape.tree, super::tags::Find::Present, local..local + pages).is_none()
     }
 
-    /// Gives free frames to the folio of `order` that begins at `first`, and links it everywhere. It stays frozen: the
-    /// caller publishes it. `None` without a block of frames that large.
-    pub(crate) fn install(&mut self, shape: &MappingShape, first: u64, order: FolioOrder) -> Option<FrameId> {
+    /// Gives free frames to the folio of `order` that begins at `first`, and links it everywhere; eviction has it at `rank`. It
+    /// stays frozen: the caller publishes it. `None` without a block of frames that large.
+    pub(crate) fn install(
+        &mut self,
+        shape: &MappingShape,
+        first: u64,
+        (order, rank): (FolioOrder, Rank),
+    ) -> Option<FrameId> {
         debug_assert!(first.is_multiple_of(order.pages()) && self.is_vacant(shape, first, order.pages()));
         let head = self.take_frames(shape, first, order)?;
         let mut done = 0;
@@ -170,6 +178,7 @@ impl ShardCache {
         }
         self.shared.shares.installed(shape, order.pages());
         self.installed += order.pages();
+        self.reclaim.enter(&self.shared.headers, head, rank);
         Some(head)
     }
 
@@ -209,6 +218,7 @@ impl ShardCache {
     pub(crate) fn release(&mut self, shape: &MappingShape, head: FrameId) {
         let order = self.shared.folio(head).order();
         let first = self.shared.folio(head).key().page();
+        self.reclaim.leave(self.shared.folio(head));
         let mut done = 0;
         while done < order.pages() {
             let bits = leaf_bits(first + done, order.pages() - done);
@@ -233,7 +243,9 @@ impl ShardCache {
         head: FrameId,
         pieces: impl Iterator<Item = (u64, FolioOrder)>,
     ) {
-        let whole = self.shared.folio(head).state();
+        let shared = self.shared.clone();
+        let (whole, rank) = (shared.folio(head).state(), shared.folio(head).rank());
+        self.reclaim.leave(shared.folio(head));
         self.splits += 1;
         for (within, order) in pieces {
             let piece = FrameId(head.0 + within as u32);
@@ -241,10 +253,12 @@ impl ShardCache {
                 self.shared.folio(FrameId(frame)).set_order(order);
             }
             let filled = whole.filled().saturating_sub(within).min(order.pages());
-            let folio = self.shared.folio(piece);
+            let folio = shared.folio(piece);
             folio.become_head(filled, whole.referenced());
-            if whole.heat() > 0 {
-                folio.set_hot();
+            if piece == head && folio.is_queued() {
+                self.reclaim.stay(folio, rank);
+            } else {
+                self.reclaim.enter(&shared.headers, piece, rank);
             }
             if filled > 0 {
                 folio.thaw();
@@ -269,84 +283,14 @@ impl ShardCache {
         self.split(shape, head, pieces_around(order, filled, shape.order));
     }
 
-    /// Turns the clock until there is room for `folios` folios of `order` or `steps_max` folios were looked at. Clean,
-    /// unpinned folios that weren't used since the hand last passed are evicted; of one that was never filled whole
-    /// the rest is taken. `shape_of` finds a folio's mapping.
-    pub(crate) fn evict<'s>(
-        &mut self,
-        (order, folios): (FolioOrder, usize),
-        steps_max: u32,
-        shape_of: impl Fn(FolioKey) -> Option<&'s MappingShape>,
-    ) {
-        let shared = self.shared.clone();
-        let frames = shared.frames.count();
-        for _ in 0..steps_max {
-            if self.has_room(order, folios) {
-                return;
-            }
-            // The hand goes from folio to folio. Where it has come to the middle of one, since they were made anew, or of
-            // a free block, it finds no open head and goes on frame by frame.
-            let head = FrameId(self.hand);
-            let folio = shared.folio(head);
-            let open = !folio.state().frozen();
-            let order = if open { folio.order() } else { FolioOrder(0) };
-            self.hand =
-                if head.0 + order.pages() as u32 >= frames { 0 } else { head.0 + order.pages() as u32 };
-            if !open || !folio.turns_cold() {
-                continue;
-            }
-            let shape = shape_of(folio.key()).expect("a cached folio's mapping is open");
-            if shared.shares.may_take(shape) {
-                self.evict_folio(shape, head, Remembered::Yes);
-            }
-        }
-    }
-
-    /// Evicts a folio that is open if nobody uses it and the device has its bytes; of one that was never filled whole the
-    /// rest goes in any case. True when the folio has gone.
-    pub(crate) fn evict_folio(
-        &mut self,
-        shape: &MappingShape,
-        head: FrameId,
-        remembered: Remembered,
-    ) -> bool {
-        let shared = self.shared.clone();
-        let folio = shared.folio(head);
-        let in_part = folio.state().filled() < folio.order().pages();
-        if shared.is_needed(head) && !in_part || !folio.freeze_unused() {
-            return false;
-        }
-        // Frozen, it can't be dirtied any more; it may have been between the look at its marks and now (WB-27).
-        if !shared.is_needed(head) {
-            self.evicted += folio.state().filled();
-            let first = folio.key().page();
-            let blocks = first >> shape.order.0..(first + folio.state().filled()) >> shape.order.0;
-            for block in blocks.filter(|_| remembered == Remembered::Yes) {
-                self.shadows.remember(shape.slot, block, self.evicted);
-            }
-            self.release(shape, head);
-            return true;
-        }
-        if folio.state().filled() < folio.order().pages() {
-            self.trim(shape, head);
-        } else {
-            folio.thaw();
-        }
-        false
-    }
-
-    /// A folio was installed for somebody who wants its first `pages` pages: whether they were evicted lately. It is hot
-    /// where half of them were, so lately that they compete with what the cache holds (`workingset_refault`).
-    pub(crate) fn refault(&mut self, shape: &MappingShape, head: FrameId, pages: u64) -> Refault {
-        let folio = self.shared.folio(head);
-        let first = folio.key().page();
+    /// What a folio of `pages` pages from `first` on has proven that is brought in for somebody who wants those: half of
+    /// them were evicted lately, so they compete with what the cache holds (`workingset_refault`). And how many were.
+    pub(crate) fn refault(&mut self, shape: &MappingShape, first: u64, pages: u64) -> (Rank, u64) {
         let blocks = first >> shape.order.0..(first + pages) >> shape.order.0;
         let wanted = blocks.end - blocks.start;
-        let refault = self.shadows.refault(shape.slot, blocks, self.evicted);
-        if refault.hot > 0 && 2 * refault.hot >= wanted {
-            folio.set_hot();
-        }
-        refault
+        let refaults = self.shadows.refaults(shape.slot, blocks);
+        let rank = if refaults > 0 && 2 * refaults >= wanted { Rank::ACTIVE } else { Rank::INACTIVE };
+        (rank, refaults)
     }
 
     /// Takes DIRTY, and what goes with it, off the pages of a frozen folio; returns how many were dirty.
@@ -445,7 +389,7 @@ impl ShardCache {
     /// When they disagree.
     #[cfg(any(test, debug_assertions))]
     pub(crate) fn assert_consistent<'s>(&self, shape_of: impl Fn(FolioKey) -> Option<&'s MappingShape>) {
-        let mut used = 0;
+        let (mut used, mut inactive) = (0, 0);
         let mut counts = vec![(0, 0, 0); MAPPINGS_MAX];
         let mut throttleable = 0;
         let mut shares = [0; SHARES_MAX];
@@ -459,6 +403,8 @@ impl ShardCache {
             assert!(order >= shape.order, "{first:?} is smaller than its mapping allows");
             used += order.pages() as usize;
             shares[usize::from(shape.share.0)] += order.pages();
+            assert!(folio.is_queued(), "{first:?} is known to eviction");
+            inactive += if folio.rank().is_active() { 0 } else { order.pages() };
             for within in 0..order.pages() {
                 let (frame, page) = (FrameId(head.0 + within as u32), first.page() + within);
                 let header = self.shared.folio(frame);
@@ -491,6 +437,7 @@ impl ShardCache {
         assert_eq!(self.shared.balance.marked(), throttleable, "what writers are slowed by");
         self.shared.shares.assert_counts(&shares);
         assert_eq!(self.installed - self.released, used as u64, "what was installed and not released");
+        self.reclaim.assert_consistent(&self.shared.headers, inactive);
         assert_eq!(used + self.free.count(), self.shared.headers.len(), "every frame is used or free");
     }
 }

@@ -212,7 +212,7 @@ impl Shard {
                 };
                 let place = self.cache.shared.place(frame);
                 let folio = self.cache.shared.folio(place.head);
-                folio.forget_use();
+                folio.clear_referenced();
                 let key = folio.key();
                 self.advice.once.push_back((place.head, key));
                 if self.advice.once.len() > self.advice.once_max {

@@ -5,7 +5,7 @@
 //! again: 4 pages, 8, up to 512. The writer then fills its pages one by one without asking the shard
 //! ([`Access::Overwrite`](crate::cache::folio::Access)), and a pass meets one folio instead of hundreds.
 //!
-//! Where it was wrong, some frames are kept for nothing until the eviction hand comes by, or somebody wants the pages.
+//! Where it was wrong, some frames are kept for nothing until eviction comes by, or somebody wants the pages.
 
 use crate::cache::MAPPINGS_MAX;
 use crate::cache::folio::FolioOrder;

@@ -5,11 +5,9 @@
 //! comes to its end, and stays in the cache. Pins that were granted meanwhile are given back by the answer that nobody takes
 //! ([`ReplySlots::answer`](crate::reply::ReplySlots::answer)).
 
-use std::sync::atomic::Ordering;
-
 use super::Shard;
 use super::payload::FolioRun;
-use crate::cache::folio::{FrameId, NONE};
+use crate::cache::folio::FrameId;
 use crate::error::Error;
 use crate::reply::SlotId;
 use crate::stats::bump;
@@ -53,16 +51,8 @@ impl Shard {
     /// Whether all who wait for a folio have gone. A folio that nobody has waited for is none of them: it may be
     /// readahead that is tried again.
     fn is_wanted_by_nobody(&self, head: FrameId) -> bool {
-        let mut at = self.cache.shared.folio(head).waiter_first.load(Ordering::Relaxed);
-        let any = at != NONE;
-        while at != NONE {
-            let (slot, next) = self.parked.waiter(at);
-            if !self.link.replies.is_abandoned(slot) {
-                return false;
-            }
-            at = next;
-        }
-        any
+        self.parked.first(head).is_some()
+            && self.parked.waiters(head).all(|slot| self.link.replies.is_abandoned(slot))
     }
 
     fn take_read_back(&mut self, run: FolioRun) {

@@ -185,9 +185,12 @@ impl Shard {
         for head in run.folios() {
             match &error {
                 None => {
-                    let folio = self.cache.shared.folio(head);
+                    let cache = self.cache.shared.clone();
+                    let folio = cache.folio(head);
                     folio.fill(folio.order().pages());
                     self.serve(head);
+                    // Whoever waited has it: that is what brought it in, and no proof that it is wanted again.
+                    folio.clear_referenced();
                 }
                 Some(error) => self.abandon_read(&mapping, head, error),
             }

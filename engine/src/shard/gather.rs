@@ -63,9 +63,9 @@ impl Shard {
                 self.join_present(slot, position, shape, frame, Want::Gather, block);
                 continue;
             }
-            let head =
-                self.cache.install(shape, page, shape.order).expect("room was made for every missing page");
-            self.count_refault(shape, head, block);
+            let rank = self.count_refault(shape, page, block);
+            let installed = self.cache.install(shape, page, (shape.order, rank));
+            let head = installed.expect("room was made for every missing page");
             self.cache.shared.folio(head).publish();
             self.park(slot, position, head);
             if let Some(full) = run.take_if(|run| run.room_for(shape, page, block) < block) {

@@ -47,11 +47,13 @@ pub(crate) mod link;
 pub(crate) mod mirror;
 pub(crate) mod open;
 pub(crate) mod pages;
+mod parked;
 pub(crate) mod passes;
 pub(crate) mod payload;
 pub(crate) mod publish;
 pub(crate) mod raw;
 pub(crate) mod readahead;
+pub(crate) mod reclaim;
 pub(crate) mod request;
 pub(crate) mod resync;
 pub(crate) mod retry;
@@ -89,12 +91,14 @@ use gates::ShardGates;
 use link::ShardLink;
 use mirror::MirrorStream;
 use open::OpenMapping;
-use pages::{ParkedList, Ticket};
+use pages::Ticket;
+use parked::ParkedLists;
 use passes::ShardPass;
 use payload::{FolioRun, RunPool, ShardPayload};
 use publish::Publisher;
 use raw::Labels;
 use readahead::ReadaheadRequest;
+use reclaim::AheadOfDemand;
 use request::{Message, Request};
 use retry::RetryQueue;
 use shares::ShardShares;
@@ -152,7 +156,7 @@ pub struct Shard {
     in_service: Box<[bool]>,
     /// How many those are.
     in_service_count: usize,
-    parked: ParkedList,
+    parked: ParkedLists,
     appends: Appends,
     /// Folios whose releases kick this shard.
     watched: Vec<FrameId>,
@@ -172,6 +176,8 @@ pub struct Shard {
     congestion_counted: bool,
     /// Frames that the first deferred request lacks.
     frames_needed: usize,
+    /// Free frames ahead of demand.
+    ahead: AheadOfDemand,
     /// Reads whose folios are installed, waiting for room in the queue.
     reads: VecDeque<FolioRun>,
     /// What is left of the readahead that is carried out.
@@ -246,7 +252,7 @@ impl Shard {
             tickets: (0..requests).map(|_| None).collect(),
             in_service: vec![false; requests].into_boxed_slice(),
             in_service_count: 0,
-            parked: ParkedList::new(requests),
+            parked: ParkedLists::new(requests),
             appends: Appends::new(),
             watched: Vec::with_capacity(requests.min(frames)),
             deferred: VecDeque::with_capacity(requests),
@@ -258,6 +264,7 @@ impl Shard {
             congestion: Congestion::new(limits.command_pages_max as u64, limits.dirty.freerun),
             congestion_counted: false,
             frames_needed: 0,
+            ahead: AheadOfDemand::new(frames),
             reads: VecDeque::with_capacity(requests * GRANTS_MAX / 2),
             readahead: None,
             retries: Vec::with_capacity(commands),

@@ -5,26 +5,23 @@
 //! served in the order in which they came, whenever the folio changes hands or its I/O ends.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use super::Shard;
 use super::open::OpenMapping;
+use super::parked::Parked;
 use super::payload::FolioRun;
 use super::request::{Pacing, Want};
 use crate::cache::balance::Reservation;
-use crate::cache::folio::{FolioOrder, FrameId, NONE};
+use crate::cache::folio::{FolioOrder, FrameId};
+use crate::cache::reclaim::Rank;
 use crate::cache::shape::{MappingShape, Stability};
 use crate::cache::tags::Tag;
 use crate::error::Error;
 use crate::reply::{GRANTS_MAX, Grants, Hold, SlotId};
 use crate::stats::bump;
-use crate::writeback::events;
-use crate::writeback::guard::ReclaimScope;
 
 /// Folios that one attempt to make room looks at: bounds the step.
 const EVICT_STEPS: u32 = 1024;
-/// Folios that eviction ahead of demand looks at in a step.
-const AHEAD_STEPS: u32 = 64;
 
 /// A request for pages that isn't answered yet.
 #[derive(Debug)]
@@ -100,55 +97,6 @@ impl Ticket {
             reservation.hand_over(pages as u32);
             self.grants.reserved += pages as u32;
         }
-    }
-}
-
-/// The entries of all parked lists: a fixed slab, linked by index.
-#[derive(Debug)]
-pub(crate) struct ParkedList {
-    entries: Box<[Parked]>,
-    free: u32,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Parked {
-    slot: SlotId,
-    /// Which page of the request waits here.
-    position: u8,
-    next: u32,
-}
-
-impl ParkedList {
-    /// Room for every page of every request that can be in service.
-    pub(crate) fn new(requests: usize) -> Self {
-        let count = requests * GRANTS_MAX;
-        let entry = |index: usize| Parked {
-            slot: SlotId(0),
-            position: 0,
-            next: if index + 1 == count { NONE } else { index as u32 + 1 },
-        };
-        Self { entries: (0..count).map(entry).collect(), free: 0 }
-    }
-
-    fn allocate(&mut self, slot: SlotId, position: usize) -> u32 {
-        let index = self.free;
-        assert_ne!(index, NONE, "parked entries are bounded by requests times pages");
-        self.free = self.entries[index as usize].next;
-        self.entries[index as usize] = Parked { slot, position: position as u8, next: NONE };
-        index
-    }
-
-    /// Who waits in an entry, and the entry after it.
-    pub(super) fn waiter(&self, index: u32) -> (SlotId, u32) {
-        let parked = self.entries[index as usize];
-        (parked.slot, parked.next)
-    }
-
-    fn release(&mut self, index: u32) -> Parked {
-        let parked = self.entries[index as usize];
-        self.entries[index as usize].next = self.free;
-        self.free = index;
-        parked
     }
 }
 
@@ -296,7 +244,7 @@ impl Shard {
             }
             // Evicting may hit a page of this very range, hence the second count.
             self.frames_needed = missing * block + kept;
-            self.evict((shape.order, missing + kept.div_ceil(block)), EVICT_STEPS);
+            self.evict_on_demand((shape.order, missing + kept.div_ceil(block)), EVICT_STEPS);
         }
         self.has_room(shape, missing(self), kept)
     }
@@ -308,31 +256,6 @@ impl Shard {
             || self.cache.has_room(shape.order, blocks)
                 && self.cache.free_frames() >= frames
                 && (kept == 0 || self.spares_reserve(shape.order, blocks))
-    }
-
-    pub(super) fn evict(&mut self, wanted: (FolioOrder, usize), steps_max: u32) {
-        // Whatever may come to be called from here: it evicts what is clean and writes nothing (WB-10).
-        let _reclaim = ReclaimScope::enter();
-        let before = self.cache.evicted;
-        self.evict_all_used_once(wanted, steps_max);
-        let mappings = &self.mappings;
-        self.cache.evict(wanted, steps_max, |key| {
-            mappings[key.mapping() as usize].as_ref().map(|open| &open.shape)
-        });
-        events::lru_shrink(self.link.shard, &self.link.counters, self.cache.evicted - before, self.now_ns);
-    }
-
-    /// Frames that are kept free for demand.
-    pub(super) fn frames_kept_free(&self) -> usize {
-        (self.cache.shared.headers.len() / 64).clamp(1, 1024)
-    }
-
-    /// Keeps a few frames free, so that a miss seldom has to look for one.
-    pub(super) fn evict_ahead(&mut self) {
-        let ahead = (self.frames_kept_free() + self.frames_reserved()).max(self.frames_needed);
-        if self.cache.free_frames() < ahead {
-            self.evict((FolioOrder(0), ahead), AHEAD_STEPS);
-        }
     }
 
     fn install_missing(&mut self, slot: SlotId, mapping: &OpenMapping, first: u64, count: u32, want: Want) {
@@ -353,9 +276,10 @@ impl Shard {
                 continue;
             }
             let order = self.order_for_new(shape, page, end, want);
-            let head = self.cache.install(shape, page, order).expect("room was made for every missing page");
             let pages = order.pages().min(end - page);
-            self.count_refault(shape, head, pages);
+            let rank = self.count_refault(shape, page, pages);
+            let head =
+                self.cache.install(shape, page, (order, rank)).expect("room was made for every missing page");
             let folio = self.cache.shared.folio(head);
             if want == Want::Create {
                 folio.publish_exclusive();
@@ -375,11 +299,15 @@ impl Shard {
         self.reads.extend(run);
     }
 
-    /// A folio was installed for somebody who wants its first `pages` pages.
-    pub(super) fn count_refault(&mut self, shape: &MappingShape, head: FrameId, pages: u64) {
-        let refault = self.cache.refault(shape, head, pages);
-        bump(&self.link.counters.refaults, refault.blocks * shape.order.pages());
-        bump(&self.link.counters.refaults_hot, refault.hot * shape.order.pages());
+    /// What a folio has proven that will be installed for somebody who wants its `pages` pages from `first` on.
+    pub(super) fn count_refault(&mut self, shape: &MappingShape, first: u64, pages: u64) -> Rank {
+        let (rank, refaults) = self.cache.refault(shape, first, pages);
+        if refaults > 0 {
+            bump(&self.link.counters.refaults, refaults * shape.order.pages());
+            let hot = if rank.is_active() { refaults } else { 0 };
+            bump(&self.link.counters.refaults_hot, hot * shape.order.pages());
+        }
+        rank
     }
 
     /// Parks a request on a folio that is being read in for it.
@@ -483,17 +411,8 @@ impl Shard {
     /// Appends to the folio's parked list.
     pub(super) fn park(&mut self, slot: SlotId, position: usize, head: FrameId) {
         self.ticket(slot).pending += 1;
-        let entry = self.parked.allocate(slot, position);
+        self.parked.park(head, slot, position);
         let folio = self.cache.shared.folio(head);
-        let mut last = folio.waiter_first.load(Ordering::Relaxed);
-        if last == NONE {
-            folio.waiter_first.store(entry, Ordering::Relaxed);
-        } else {
-            while self.parked.entries[last as usize].next != NONE {
-                last = self.parked.entries[last as usize].next;
-            }
-            self.parked.entries[last as usize].next = entry;
-        }
         // The end of a read serves whoever waits for it; holders have to be asked to kick.
         let state = folio.state();
         if state.filled() > 0 || state.exclusive() {
@@ -550,12 +469,7 @@ impl Shard {
     pub(super) fn serve(&mut self, head: FrameId) {
         let cache = self.cache.shared.clone();
         let folio = cache.folio(head);
-        loop {
-            let first = folio.waiter_first.load(Ordering::Relaxed);
-            if first == NONE {
-                break;
-            }
-            let Parked { slot, position, next } = self.parked.entries[first as usize];
+        while let Some(Parked { slot, position, .. }) = self.parked.first(head) {
             let Ticket { want, first: first_page, mapping, .. } = *self.ticket(slot);
             let page = match want {
                 Want::Gather => self.link.replies.list(slot).page(usize::from(position)),
@@ -595,8 +509,7 @@ impl Shard {
                 }
                 return;
             }
-            folio.waiter_first.store(next, Ordering::Relaxed);
-            self.parked.release(first);
+            let _ = self.parked.unpark(head);
             if granted && folio.take_unused() {
                 self.link.hits.first_use(folio.order().pages());
             }
@@ -642,15 +555,7 @@ impl Shard {
 
     /// Takes everybody off a folio's parked list.
     fn unpark_all(&mut self, frame: FrameId, mut each: impl FnMut(&mut Self, SlotId)) {
-        let cache = self.cache.shared.clone();
-        let folio = cache.folio(frame);
-        loop {
-            let first = folio.waiter_first.load(Ordering::Relaxed);
-            if first == NONE {
-                break;
-            }
-            folio.waiter_first.store(self.parked.entries[first as usize].next, Ordering::Relaxed);
-            let parked = self.parked.release(first);
+        while let Some(parked) = self.parked.unpark(frame) {
             self.ticket(parked.slot).pending -= 1;
             each(self, parked.slot);
         }
@@ -756,20 +661,9 @@ impl Shard {
         if folio.state().filled() == 0 && !folio.state().exclusive() || under_writeback {
             return;
         }
-        let (mut before, mut at) = (NONE, folio.waiter_first.load(Ordering::Relaxed));
-        while at != NONE && self.parked.entries[at as usize].slot != slot {
-            (before, at) = (at, self.parked.entries[at as usize].next);
-        }
-        if at == NONE {
+        if self.parked.unpark_slot(frame, slot).is_none() {
             return;
         }
-        let next = self.parked.entries[at as usize].next;
-        if before == NONE {
-            folio.waiter_first.store(next, Ordering::Relaxed);
-        } else {
-            self.parked.entries[before as usize].next = next;
-        }
-        self.parked.release(at);
         let ticket = self.ticket(slot);
         ticket.pending -= 1;
         ticket.error = Some(error);

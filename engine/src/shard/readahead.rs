@@ -2,12 +2,12 @@
 //!
 //! Requests come by a small mailbox and are answered by nobody. They take what demand leaves: a command only while no
 //! read waits for one, and above the reserve that writeback leaves to reads, too; a frame only above half of those kept
-//! free for demand, after a bounded turn of the eviction hand, and none while a request waits for frames. So a
+//! free for demand, after a bounded step of eviction, and none while a request waits for frames. So a
 //! request may be cut short or dropped, and who would have used its pages reads them himself.
 //!
-//! A folio that is read ahead is marked unused. Until its first use the eviction hand spares it once; after it the folio is
+//! A folio that is read ahead is marked unused. Until its first use eviction spares it once; after it the folio is
 //! cold, unless it is used again. So a scan lives on the frames that it leaves behind: neither the pages in front of
-//! it nor those that others use go for it, and what nobody wanted is gone when the hand comes again.
+//! it nor those that others use go for it, and what nobody wanted is gone when its turn comes again.
 //!
 //! When its read fails, the error is nobody's: the folio goes, or, where a request has come to wait for it, it is read
 //! again for that request alone.
@@ -22,8 +22,9 @@ use super::Shard;
 use super::open::OpenMapping;
 use super::payload::{FolioRun, PayloadKind, ShardPayload};
 use super::request::Want;
-use crate::cache::folio::{FrameId, NONE};
+use crate::cache::folio::FrameId;
 use crate::cache::readahead::Asked;
+use crate::cache::reclaim::Rank;
 use crate::reply::SlotId;
 use crate::stats::bump;
 use crate::writeback::events::{self, Op};
@@ -34,7 +35,7 @@ const MAILBOX_REQUESTS: usize = 64;
 const STEP_PAGES: u64 = 256;
 /// What a request costs beside its pages, in pages.
 const REQUEST_COST: u64 = 8;
-/// Folios that the eviction hand looks at for one request in a step.
+/// Folios that eviction looks at for one request in a step.
 const EVICT_STEPS: u32 = 1024;
 
 /// Pages to read ahead.
@@ -52,7 +53,7 @@ pub(crate) struct ReadaheadRequest {
     pub marker: Option<u64>,
     /// How many of them are used at a time: folios are made no larger.
     pub used_at_once: u64,
-    /// Steps in which the eviction hand turned for it and found too little.
+    /// Steps in which eviction went on for it and found too little.
     pub turns: u32,
 }
 
@@ -115,7 +116,7 @@ enum Outcome {
     Done,
     /// The step's pages, or the commands, are spent: more of it later.
     Later,
-    /// The eviction hand has found too few frames so far: it turns on in the next step.
+    /// Eviction has found too few frames so far: it goes on in the next step.
     Turning,
     /// What is left of it isn't carried out.
     Dropped,
@@ -263,7 +264,7 @@ impl Shard {
                     let round = self.cache.shared.headers.len() as u32 / EVICT_STEPS + 1;
                     break if request.turns > round { Outcome::Dropped } else { Outcome::Turning };
                 }
-                let head = self.cache.install(shape, page, order).expect("there is room");
+                let head = self.cache.install(shape, page, (order, Rank::INACTIVE)).expect("there is room");
                 let folio = self.cache.shared.folio(head);
                 folio.set_unused();
                 if request.marker.is_some_and(|marker| (page..page + pages).contains(&marker)) {
@@ -318,7 +319,7 @@ impl Shard {
         for head in run.folios() {
             let folio = self.cache.shared.folio(head);
             let (page, pages) = (folio.key().page(), folio.order().pages());
-            if folio.waiter_first.load(Ordering::Relaxed) == NONE {
+            if self.parked.first(head).is_none() {
                 self.forget_unread(&mapping, head);
             } else {
                 // Another folio of the run may be the bad one: whoever waits for this one gets a read of its own.

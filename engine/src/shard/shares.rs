@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use super::open::OpenMapping;
 use super::{CHECK_NS, Shard};
-use crate::cache::folio::FolioOrder;
+use crate::cache::folio::{FolioOrder, Usage};
 use crate::cache::owned::Remembered;
 use crate::cache::shape::MappingShape;
 use crate::cache::shares::{SHARES_MAX, ShareId, UNLIMITED};
@@ -203,7 +203,7 @@ impl Shard {
                 let frame = self.cache.find(shape, page).expect("a present page is indexed");
                 let place = self.cache.shared.place(frame);
                 cursor.local = local - place.within + place.order.pages();
-                if self.cache.shared.folio(place.head).turns_cold() {
+                if self.cache.shared.folio(place.head).look() == Usage::None {
                     self.cache.evict_folio(shape, place.head, Remembered::Yes);
                 }
             }
