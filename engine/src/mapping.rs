@@ -24,7 +24,6 @@ use crate::cache::balance::ReservedPages;
 use crate::cache::errseq::ErrorCursor;
 use crate::cache::folio::{Access, FolioKey, FolioOrder, FrameId, ReadAhead};
 use crate::cache::frames::PAGE_BYTES;
-use crate::cache::holders::Note;
 use crate::cache::lsn::Lsn;
 use crate::cache::shape::Stability;
 use crate::cache::tags::Tag;
@@ -701,7 +700,7 @@ impl Mapping {
             return None;
         }
         link.hits.read(1);
-        Some(PagePin { link, folio, frame, len_bytes: PAGE_BYTES << order.0, slot: Some(slot) })
+        Some(PagePin { link, folio, frame, len_bytes: PAGE_BYTES << order.0, slot: Some(slot), note: None })
     }
 
     /// Pins a page to be kept: only one that is a folio by itself, since its holder may ask for the next one.
@@ -805,7 +804,7 @@ impl Mapping {
         let rest = self.len().saturating_sub(first * PAGE);
         let len_bytes = if len_bytes as u64 <= rest { len_bytes } else { rest as usize };
         let folio = link.cache.folio(hold.place.head);
-        PagePin { link, folio, frame, len_bytes, slot: hold.slot }
+        PagePin { link, folio, frame, len_bytes, slot: hold.slot, note: None }
     }
 
     /// A pin of pages that the shard granted.
@@ -831,7 +830,7 @@ impl Mapping {
         let len_bytes = self.bytes_of(first, pages);
         let place = link.cache.place(frame);
         let shape = &self.open.shape;
-        let (changed, note, reserved) = (false, Note::NONE, None);
+        let (changed, note, reserved) = (false, None, None);
         PagePinMut { link, shape, place, frame, pages, len_bytes, changed, note, reserved }
     }
 

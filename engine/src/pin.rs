@@ -5,9 +5,8 @@ use std::ops::{Deref, DerefMut};
 use crate::cache::Place;
 use crate::cache::balance::ReservedPages;
 use crate::cache::folio::{FolioHeader, FrameId};
-use crate::cache::holders::Note;
 use crate::cache::lsn::Lsn;
-use crate::cache::published::Slot;
+use crate::cache::published::{self, Slot};
 use crate::cache::shape::{MappingShape, Stability};
 use crate::error::{Error, LsnOf, Result};
 use crate::shard::link::ShardLink;
@@ -27,14 +26,16 @@ pub struct PagePin<'a> {
     pub(crate) len_bytes: usize,
     /// Where it is published, unless it is counted.
     pub(crate) slot: Option<&'static Slot>,
+    /// Its thread's note of it.
+    pub(crate) note: Option<&'static Slot>,
 }
 
 impl PagePin<'_> {
     /// Notes that this thread has the page: it was granted by a blocking call. A published pin is its own note.
     #[inline]
-    pub(crate) fn noted(self) -> Self {
+    pub(crate) fn noted(mut self) -> Self {
         if self.slot.is_none() {
-            let _ = self.link.cache.holders.note(self.frame);
+            self.note = published::note(self.folio);
         }
         self
     }
@@ -57,8 +58,8 @@ impl Deref for PagePin<'_> {
 impl Drop for PagePin<'_> {
     #[inline]
     fn drop(&mut self) {
-        if self.slot.is_none() {
-            self.link.cache.holders.forget_shared(self.frame, self.folio.state());
+        if let Some(note) = self.note {
+            note.forget();
         }
         let released = self.folio.unpin_from(self.slot);
         self.link.after_release(released);
@@ -79,7 +80,7 @@ pub struct PagePinMut<'a> {
     pub(crate) len_bytes: usize,
     pub(crate) changed: bool,
     /// Of its thread as the page's holder.
-    pub(crate) note: Note,
+    pub(crate) note: Option<&'static Slot>,
     /// Given back after the pages have been counted dirty; `None` for a hit below the middle of the dirty limits.
     pub(crate) reserved: Option<ReservedPages<'a>>,
 }
@@ -88,7 +89,7 @@ impl PagePinMut<'_> {
     /// Notes that this thread has the page: it was granted by a blocking call.
     #[inline]
     pub(crate) fn noted(mut self) -> Self {
-        self.note = self.link.cache.holders.note(self.frame);
+        self.note = published::note(self.link.cache.folio(self.place.head));
         self
     }
 
@@ -170,7 +171,9 @@ impl DerefMut for PagePinMut<'_> {
 impl Drop for PagePinMut<'_> {
     #[inline]
     fn drop(&mut self) {
-        self.link.cache.holders.forget(self.frame, self.note);
+        if let Some(note) = self.note {
+            note.forget();
+        }
         if self.changed {
             if std::thread::panicking() {
                 self.released_by_panic();

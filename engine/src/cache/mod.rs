@@ -14,7 +14,6 @@ pub(crate) mod errseq;
 pub(crate) mod exclusion;
 pub(crate) mod folio;
 pub(crate) mod frames;
-pub(crate) mod holders;
 pub(crate) mod index;
 pub(crate) mod lsn;
 pub(crate) mod owned;
@@ -36,7 +35,6 @@ use balance::DirtyBalance;
 use exclusion::{leaf_bit, leaf_bits};
 use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, ReadAhead, Released};
 use frames::FrameMemory;
-use holders::Holders;
 use index::FolioIndex;
 use lsn::{GatedMappings, Lsn, PageLsns};
 use published::Slot;
@@ -142,8 +140,6 @@ pub(crate) struct SharedCache {
     pub gated: GatedMappings,
     /// What each share of the cache holds, and may hold.
     pub shares: ShareAccounts,
-    /// Who holds pages.
-    pub holders: Holders,
 }
 
 impl SharedCache {

@@ -16,7 +16,6 @@ use super::exclusion::{LEAF_PAGES, leaf_bits};
 use super::folio::FolioKey;
 use super::folio::{FolioHeader, FolioOrder, FrameId};
 use super::frames::FrameMemory;
-use super::holders::Holders;
 use super::index::FolioIndex;
 use super::lsn::{GatedMappings, PageLsns};
 use super::reclaim::{Rank, Reclaim};
@@ -88,7 +87,6 @@ impl ShardCache {
             lsns: PageLsns::new(count as usize),
             gated: GatedMappings::default(),
             shares: ShareAccounts::new(u64::from(count)),
-            holders: Holders::new(count as usize),
             frames,
         };
         let free = FreeFrames::new(&shared.headers);

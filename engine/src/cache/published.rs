@@ -27,12 +27,20 @@
 //! WAITERS first and tries afterwards, by the steps above.
 //!
 //! Where the kernel refuses `membarrier` nothing is ever biased, and pins are counted.
+//!
+//! Beside these slots a thread has others for **notes** of pins that it has in another way: exclusive and counted ones that a
+//! blocking call has granted. Nobody but the thread looks at them, where it would wait for a page: one that it has itself it would
+//! wait for without end. A task that waits lets its thread go on, and another task of the same thread may release what
+//! it waits for: so only blocking calls make notes, and only they ask. A thread with more pins than slots has no notes of
+//! the rest, and waits up to `pin_wait`.
 
 use super::folio::FolioHeader;
 use crate::primitives::{AtomicU64, Ordering};
 
 /// Pins that a thread can publish at once; more are counted.
 pub(crate) const SLOTS: usize = 7;
+/// Pins of other kinds that a thread can have notes of.
+const NOTES: usize = 16;
 
 /// Where one published pin stands: the address of the folio's head, or 0.
 #[derive(Debug)]
@@ -53,6 +61,12 @@ impl Slot {
     pub(super) fn set(&self, head: &FolioHeader) {
         self.0.store(address(head), Ordering::Relaxed);
         registry::between_announcing_and_looking();
+    }
+
+    /// Takes a note off. By any thread.
+    #[inline]
+    pub(crate) fn forget(&self) {
+        self.0.store(0, Ordering::Relaxed);
     }
 
     /// Takes it back; the caller looks for waiters afterwards. By any thread: a pin may be released by another than
@@ -77,11 +91,13 @@ pub(crate) struct ThreadBlock {
     slots: [Slot; SLOTS],
     /// No other block in use has this number.
     pub number: usize,
+    notes: [Slot; NOTES],
 }
 
 impl ThreadBlock {
     fn new(number: usize) -> Self {
-        Self { slots: std::array::from_fn(|_| Slot::new()), number }
+        let notes = std::array::from_fn(|_| Slot::new());
+        Self { slots: std::array::from_fn(|_| Slot::new()), number, notes }
     }
 
     /// A slot without a pin, if there is one.
@@ -108,9 +124,19 @@ pub(super) fn is_held(head: &FolioHeader) -> bool {
     registry::any_block(|block| block.holds(head))
 }
 
-/// Whether the calling thread holds the folio of `head` by a published pin.
+/// Notes that the calling thread has the folio of `head`, until the note is [forgotten](Slot::forget).
+#[inline]
+pub(crate) fn note(head: &FolioHeader) -> Option<&'static Slot> {
+    let note = this_thread()?.notes.iter().find(|note| note.is_free())?;
+    note.0.store(address(head), Ordering::Relaxed);
+    Some(note)
+}
+
+/// Whether the calling thread has the folio of `head`, as far as it knows.
 pub(crate) fn is_held_here(head: &FolioHeader) -> bool {
-    known_thread().is_some_and(|block| block.holds(head))
+    known_thread().is_some_and(|block| {
+        block.holds(head) || block.notes.iter().any(|note| note.0.load(Ordering::Relaxed) == address(head))
+    })
 }
 
 pub(crate) use registry::{known_thread, may_bias, prepare, this_thread};
@@ -314,3 +340,35 @@ mod registry {
 #[cfg(loom)]
 #[cfg_attr(not(test), expect(unused_imports, reason = "models alone choose their blocks"))]
 pub(crate) use registry::block;
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_its_thread_s_until_it_is_taken_off_by_whoever() {
+        let folios = [FolioHeader::new(), FolioHeader::new()];
+        let notes = [note(&folios[0]), note(&folios[0]), note(&folios[1])];
+        assert!(is_held_here(&folios[0]) && is_held_here(&folios[1]));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                assert!(!is_held_here(&folios[0]));
+                notes[0].unwrap().forget();
+                notes[2].unwrap().forget();
+            });
+        });
+        assert!(is_held_here(&folios[0]), "there is another note of it");
+        assert!(!is_held_here(&folios[1]));
+        notes[1].unwrap().forget();
+        assert!(!is_held_here(&folios[0]));
+    }
+
+    #[test]
+    fn a_thread_s_notes_are_as_many_as_it_has_room_for() {
+        let folio = FolioHeader::new();
+        let notes: Vec<_> = std::iter::from_fn(|| note(&folio)).take(100).collect();
+        assert_eq!(notes.len(), NOTES);
+        notes.iter().for_each(|note| note.forget());
+        assert!(!is_held_here(&folio));
+    }
+}

@@ -189,15 +189,11 @@ impl ShardLink {
         Ok(())
     }
 
-    /// How this thread holds the page in `frame`, as far as that is known ([`Holders`](crate::cache::holders::Holders)).
-    /// Asked where it would wait for the page's holder.
+    /// How this thread holds the page in `frame`, as far as it knows. Asked where it would wait for the page's holder.
     pub(crate) fn held_by_this_thread(&self, frame: FrameId) -> Option<Held> {
         let head = self.cache.head(frame);
-        let noted = self.cache.holders.is_this_thread(frame);
-        match head.state().exclusive() {
-            true => noted.then_some(Held::Exclusive),
-            false => (noted || published::is_held_here(head)).then_some(Held::Shared),
-        }
+        let held = if head.state().exclusive() { Held::Exclusive } else { Held::Shared };
+        published::is_held_here(head).then_some(held)
     }
 
     /// Gives back what a reply granted to a request that nobody waits for any more. Any thread.
