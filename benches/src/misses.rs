@@ -21,7 +21,7 @@ use crate::report::{Answer, Cell, Limit, Row, Table, Target};
 use crate::walk::PAGE;
 
 /// Pages of a device; far more than the cache has frames.
-const PAGES: u64 = 1 << 18;
+const PAGES: u64 = 1 << 16;
 const CACHE_BYTES: u64 = 32 << 20;
 /// From one page to the next: no scan, and no page again before all others.
 const STEP: u64 = 97_003;
@@ -76,6 +76,7 @@ pub fn answer(effort: Effort) -> Result<Answer> {
 fn add_single(answer: &mut Answer, rounds: usize, count: usize) -> Result<()> {
     for below in [NULL, RAM] {
         let mut raw = NullBed::on((below.config)(), PAGES, 1)?;
+        raw.reads(1, PAGES as usize)?;
         let mut pinning = OwnShard::open(below)?;
         let mut reading = OwnShard::open(below)?;
         let timed = race(
@@ -122,6 +123,7 @@ fn add_batches(answer: &mut Answer, rounds: usize, count: usize) -> Result<()> {
     for below in [NULL, RAM, SLOW_RAM] {
         let count = if below.name == SLOW_RAM.name { count / 8 } else { count };
         let mut raw = NullBed::on((below.config)(), PAGES, BATCH)?;
+        raw.reads(BATCH, PAGES as usize)?;
         let mut copying = OwnShard::open(below)?;
         let mut pinning = OwnShard::open(below)?;
         let timed = race(
@@ -197,7 +199,11 @@ impl OwnShard {
         let now_ns = || origin.elapsed().as_nanos() as u64;
         let mapping = shard.block_on(now_ns, engine.mapping_async(&MappingOptions::default()))?;
         let buffers = vec![[0; PAGE]; BATCH];
-        Ok(Self { mapping, shard, engine, _device: device, origin, walk: Walk::default(), buffers })
+        let mut own =
+            Self { mapping, shard, engine, _device: device, origin, walk: Walk::default(), buffers };
+        // The cache is full from here on, and the device's memory there.
+        own.pinned_batches(PAGES as usize)?;
+        Ok(own)
     }
 
     fn pins(&mut self, count: usize) -> Result<f64> {
@@ -292,7 +298,13 @@ impl BesideShard {
             })
         });
         let mapping = engine.mapping(&MappingOptions::default())?;
-        Ok(Self { mapping, _engine: engine, _device: device, stop, spinning, walk: std::cell::Cell::new(0) })
+        let walk = std::cell::Cell::new(0);
+        let beside = Self { mapping, _engine: engine, _device: device, stop, spinning, walk };
+        for _ in 0..PAGES / BATCH as u64 {
+            let pages: [u64; BATCH] = std::array::from_fn(|_| beside.next());
+            drop(beside.mapping.pin_many(&pages)?);
+        }
+        Ok(beside)
     }
 
     fn next(&self) -> u64 {

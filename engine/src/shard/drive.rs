@@ -5,6 +5,9 @@ use std::future::Future;
 use super::Shard;
 use crate::reply::poll_until_ready;
 
+/// Polls between two looks at the clock: a microsecond or so, while deadlines are milliseconds.
+const POLLS_A_LOOK: u32 = 8;
+
 impl Shard {
     /// Runs a future to its end and polls this shard while it waits: a miss on a page of this shard takes no other thread
     /// and no wake-up. `now_ns` is the clock by which the shard is polled elsewhere, too
@@ -29,8 +32,13 @@ impl Shard {
     /// # }
     /// ```
     pub fn block_on<F: Future>(&mut self, mut now_ns: impl FnMut() -> u64, future: F) -> F::Output {
+        let (mut polls, mut now) = (0u32, 0);
         poll_until_ready(future, || {
-            self.poll(now_ns());
+            if polls.is_multiple_of(POLLS_A_LOOK) {
+                now = now_ns().max(self.now_ns());
+            }
+            polls = polls.wrapping_add(1);
+            self.poll(now);
         })
     }
 }
