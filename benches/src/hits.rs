@@ -13,7 +13,9 @@ use std::sync::Barrier;
 use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context, Result, anyhow};
-use foliant::{Engine, EngineOptions, Mapping, MappingOptions, PagePin, PagePinMut};
+use foliant::{
+    Engine, EngineOptions, LocalShards, Mapping, MappingOptions, PagePin, PagePinMut, ShardThreads,
+};
 use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
 
 use self::peers::{CacheCrates, WarmFile};
@@ -68,11 +70,36 @@ impl Bed {
     }
 }
 
+/// The same pages in an engine whose shard the measuring thread polls itself.
+struct LocalBed {
+    mapping: Mapping,
+    shards: LocalShards,
+    /// Goes last: it closes the device.
+    _engine: Engine,
+}
+
+impl LocalBed {
+    fn new() -> Result<Self> {
+        let device = EmulatedController::new(EmulatedConfig::null(u64::from(PAGES) * PAGE as u64, 4096))?;
+        let cache_bytes = u64::from(PAGES) * PAGE as u64 / 4 * 5;
+        let options = EngineOptions { cache_bytes, threads: ShardThreads::Manual, ..quiet_options() };
+        let engine = Engine::open_on(device.attach()?, &options)?;
+        let shards = LocalShards::new(engine.take_shards());
+        let mapping = shards.block_on(engine.mapping_async(&MappingOptions::default()))?;
+        let local = shards.mapping(&mapping);
+        for page in 0..u64::from(PAGES) {
+            local.write_at(page * PAGE as u64, &[page as u8; PAGE])?;
+        }
+        local.sync()?;
+        Ok(Self { mapping, shards, _engine: engine })
+    }
+}
+
 /// Runs the races.
 pub fn answer(effort: Effort) -> Result<Answer> {
     let bed = Bed::new()?;
     let rounds = effort.rounds(9);
-    let touches = touch_race(&bed, rounds)?;
+    let touches = touch_race(&bed, &LocalBed::new()?, rounds)?;
     let dependent = dependent_race(&bed, rounds)?;
     let reads = read_race(&bed, rounds)?;
     let writes = write_race(&bed, rounds)?;
@@ -89,6 +116,12 @@ pub fn answer(effort: Effort) -> Result<Answer> {
             times,
             Limit::AtMost(2.5),
             beside(&touches, "foliant pin", bare)?,
+        ),
+        Target::new(
+            "the same by the shard's thread",
+            times,
+            Limit::AtMost(2.0),
+            beside(&touches, "foliant pin, by the shard's thread", bare)?,
         ),
         Target::new(
             "read_with beside the bare touch",
@@ -156,7 +189,7 @@ pub fn answer(effort: Effort) -> Result<Answer> {
     Ok(Answer { question: "hits", rounds, tables, targets, notes })
 }
 
-fn touch_race(bed: &Bed, rounds: usize) -> Result<Vec<Timed>> {
+fn touch_race(bed: &Bed, own: &LocalBed, rounds: usize) -> Result<Vec<Timed>> {
     let steps = &bed.touches[..];
     let map = bed.file.map();
     let crates = &bed.crates;
@@ -164,6 +197,13 @@ fn touch_race(bed: &Bed, rounds: usize) -> Result<Vec<Timed>> {
         rounds,
         &mut [
             Contestant::new("foliant pin", || ns_per_step(steps, |step| pin_word(&bed.mapping, step))),
+            Contestant::new("foliant pin, by the shard's thread", || {
+                let local = own.shards.mapping(&own.mapping);
+                ns_per_step(steps, |step| {
+                    let page = local.pin(u64::from(step.page))?;
+                    Ok(word(&page, step.within as usize))
+                })
+            }),
             Contestant::new("foliant read_with", || {
                 ns_per_step(steps, |step| read_with_word(&bed.mapping, step))
             }),

@@ -37,6 +37,7 @@ mod engine;
 mod error;
 mod fork;
 mod gate;
+mod local;
 mod mapping;
 mod mirror;
 mod numa;
@@ -62,6 +63,7 @@ pub use engine::Engine;
 pub use error::{Error, Held, LsnOf, Operation, Result};
 pub use foliant_nvme::{ArenaBacking, CommandError, ControllerIdentity, Iova, Lba, Namespace, Wakeup};
 pub use gate::Gate;
+pub use local::{LocalMapping, LocalShards};
 pub use mapping::optimistic::PageView;
 pub use mapping::{Advice, Mapping, MappingOptions, ReadAt, RetryPolicy};
 pub use mirror::{

@@ -25,6 +25,7 @@ use crate::cache::errseq::ErrorCursor;
 use crate::cache::folio::{Access, FolioKey, FolioOrder, FrameId, ReadAhead};
 use crate::cache::frames::PAGE_BYTES;
 use crate::cache::lsn::Lsn;
+use crate::cache::published::{self, ThreadBlock};
 use crate::cache::shape::Stability;
 use crate::cache::tags::Tag;
 use crate::engine::EngineInner;
@@ -304,7 +305,7 @@ impl Mapping {
     /// As [`read_at`](Self::read_at).
     #[inline(always)]
     pub fn pin(&self, page: u64) -> Result<PagePin<'_>> {
-        match self.pin_in_use(page) {
+        match published::known_thread().and_then(|block| self.pin_in_use(block, page)) {
             Some(pin) => Ok(pin),
             None => self.pin_any(page),
         }
@@ -687,13 +688,15 @@ impl Mapping {
     /// caller goes another. Inlined by force: a pin that is handed over in memory makes the processor wait for the stores
     /// to get there, and so for every load before them.
     #[inline(always)]
-    fn pin_in_use(&self, page: u64) -> Option<PagePin<'_>> {
+    pub(crate) fn pin_in_use(&self, block: &'static ThreadBlock, page: u64) -> Option<PagePin<'_>> {
         let order = self.open.shape.order;
         let first = self.first(page);
         let link = self.link(first);
-        let (frame, folio, slot) = link
-            .cache
-            .pin_published(FolioKey::new(self.open.shape.slot, first % FolioKey::PAGES_MAX), order)?;
+        let (frame, folio, slot) = link.cache.pin_published(
+            block,
+            FolioKey::new(self.open.shape.slot, first % FolioKey::PAGES_MAX),
+            order,
+        )?;
         // The length as it is now that the page is held, as for any pin; a close waits for whoever came before it.
         if !self.has_whole(page) {
             link.after_release(folio.unpublish(slot));

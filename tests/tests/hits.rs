@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use foliant::{Engine, EngineOptions, Error, Hugepages, Mapping, MappingOptions, PagePin};
+use foliant::{
+    Engine, EngineOptions, Error, Hugepages, LocalShards, Mapping, MappingOptions, PagePin, ShardThreads,
+};
 use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
 
 const PAGE: u64 = 4096;
@@ -187,5 +189,51 @@ fn a_view_ends_where_its_page_ends_and_a_page_where_its_mapping_ends() {
     mapping.close().unwrap();
     assert!(matches!(other.read_with(0, |page| page.len()), Err(Error::Closed)));
     assert!(matches!(other.pin(0), Err(Error::Closed)));
+    engine.close().unwrap();
+}
+
+#[test]
+fn a_thread_that_polls_its_own_shards_reads_writes_and_syncs_without_another() {
+    let device = EmulatedController::new(EmulatedConfig::ram(64 * PAGE, 4096)).unwrap();
+    let options = EngineOptions {
+        cache_bytes: 64 * 2 * PAGE,
+        shards: 2,
+        hugepages: Hugepages::Never,
+        threads: ShardThreads::Manual,
+        ..Default::default()
+    };
+    let engine = Engine::open_on(device.attach().unwrap(), &options).unwrap();
+    let shards = LocalShards::new(engine.take_shards());
+    let mapping = shards.block_on(engine.mapping_async(&MappingOptions::default())).unwrap();
+    let local = shards.mapping(&mapping);
+    for page in 0..64 {
+        local.write_at(page * PAGE, &[page as u8; PAGE as usize]).unwrap();
+    }
+    local.pin_mut(5).unwrap()[0] = 99;
+    local.sync().unwrap();
+    for _ in 0..3 {
+        for page in 0..64 {
+            let first = if page == 5 { 99 } else { page as u8 };
+            assert_eq!((local.pin(page).unwrap()[0], local.pin(page).unwrap()[9]), (first, page as u8));
+            assert_eq!(local.read_with(page, |page| page.read(0)).unwrap(), Some([first]));
+        }
+    }
+    let mut page = [0; PAGE as usize];
+    device.read_image(1, 5 * PAGE, &mut page).unwrap();
+    assert_eq!((page[0], page[1]), (99, 5));
+    assert!(matches!(local.pin(64), Err(Error::OutOfRange { .. })));
+    // Another thread uses the mapping as ever, while this one polls.
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            mapping.pin_mut(9).unwrap()[0] = 1;
+            mapping.sync()
+        });
+        while !other.is_finished() {
+            shards.poll();
+        }
+        other.join().unwrap().unwrap();
+    });
+    assert_eq!(local.pin(9).unwrap()[0], 1);
+    engine.return_shards(shards.into_shards());
     engine.close().unwrap();
 }

@@ -37,7 +37,7 @@ use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, ReadAhead, Relea
 use frames::FrameMemory;
 use index::FolioIndex;
 use lsn::{GatedMappings, Lsn, PageLsns};
-use published::Slot;
+use published::{Slot, ThreadBlock};
 use shape::{MappingShape, Stability};
 use shares::ShareAccounts;
 use table::Table;
@@ -166,10 +166,11 @@ impl SharedCache {
     #[inline]
     pub(crate) fn pin_published(
         &self,
+        block: &'static ThreadBlock,
         key: FolioKey,
         order: FolioOrder,
     ) -> Option<(FrameId, &FolioHeader, &'static Slot)> {
-        let slot = published::known_thread()?.free_slot()?;
+        let slot = block.free_slot()?;
         let (frame, folio) = self.index.find_entry(&self.headers, key)?;
         let published = folio.try_publish(slot, 0, || folio.key() == key && folio.is_of_order(order));
         // A kick that is due is left to who takes the longer way and fails there, too: it asks the shard itself.

@@ -31,7 +31,12 @@ impl fmt::Debug for PageView<'_> {
     }
 }
 
-impl PageView<'_> {
+impl<'a> PageView<'a> {
+    /// The view of bytes that nobody changes.
+    pub(crate) fn of(bytes: &'a [u8]) -> Self {
+        Self { first: NonNull::from(bytes).cast(), len_bytes: bytes.len(), page: PhantomData }
+    }
+
     /// Bytes of the page.
     #[must_use]
     #[inline]
@@ -129,12 +134,12 @@ impl Mapping {
             Some(pin) if pin.len() == self.page_bytes() => pin,
             _ => self.pin(page)?,
         };
-        Ok(read(PageView { first: NonNull::from(&pin[..]).cast(), len_bytes: pin.len(), page: PhantomData }))
+        Ok(read(PageView::of(&pin)))
     }
 
     /// One look at a page that is cached, and exists whole.
     #[inline(always)]
-    fn look<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Option<R> {
+    pub(crate) fn look<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Option<R> {
         let shape = &self.open.shape;
         let first = self.first(page);
         let link = self.link(first);
