@@ -10,7 +10,7 @@ use crate::cache::published::{self, ThreadBlock};
 use crate::error::Result;
 use crate::mapping::Mapping;
 use crate::mapping::optimistic::PageView;
-use crate::pin::{PagePin, PagePinMut};
+use crate::pin::{PagePin, PagePinMut, PinParts};
 use crate::reply::poll_until_ready;
 use crate::shard::Shard;
 
@@ -119,15 +119,18 @@ impl<'s> LocalMapping<'s> {
     /// As there.
     #[inline(always)]
     pub fn pin(&self, page: u64) -> Result<PagePin<'s>> {
-        match self.block.and_then(|block| self.mapping.pin_in_use(block, page)) {
-            Some(pin) => Ok(pin),
-            None => self.pin_any(page),
+        if let Some(pin) = self.block.and_then(|block| self.mapping.pin_in_use(block, page)) {
+            return Ok(pin);
+        }
+        match self.pin_any(page) {
+            Ok(parts) => Ok(parts.assemble()),
+            Err(error) => Err(error),
         }
     }
 
     #[inline(never)]
-    fn pin_any(&self, page: u64) -> Result<PagePin<'s>> {
-        self.shards.block_on(self.mapping.pin_async(page))
+    fn pin_any(&self, page: u64) -> Result<PinParts<'s>> {
+        Ok(self.shards.block_on(self.mapping.pin_async(page))?.into_parts())
     }
 
     /// As [`Mapping::pin_mut`].
@@ -152,7 +155,7 @@ impl<'s> LocalMapping<'s> {
 
     #[inline(never)]
     fn look_longer<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Result<R> {
-        let pin = self.pin_any(page)?;
+        let pin = self.pin_any(page)?.assemble();
         Ok(read(PageView::of(&pin)))
     }
 

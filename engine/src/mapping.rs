@@ -32,7 +32,7 @@ use crate::engine::EngineInner;
 use crate::error::{Error, Held, Result};
 use crate::gate::Gate;
 use crate::mirror::MirrorOptions;
-use crate::pin::{PagePin, PagePinMut};
+use crate::pin::{PagePin, PagePinMut, PinParts};
 use crate::reply::{GRANTS_MAX, Grants, Hold, block_on, is_blocking};
 use crate::shard::link::{RequestFuture, ShardLink};
 use crate::shard::open::OpenMapping;
@@ -305,23 +305,26 @@ impl Mapping {
     /// As [`read_at`](Self::read_at).
     #[inline(always)]
     pub fn pin(&self, page: u64) -> Result<PagePin<'_>> {
-        match published::known_thread().and_then(|block| self.pin_in_use(block, page)) {
-            Some(pin) => Ok(pin),
-            None => self.pin_any(page),
+        if let Some(pin) = published::known_thread().and_then(|block| self.pin_in_use(block, page)) {
+            return Ok(pin);
+        }
+        match self.pin_any(page) {
+            Ok(parts) => Ok(parts.assemble()),
+            Err(error) => Err(error),
         }
     }
 
     #[inline(never)]
-    fn pin_any(&self, page: u64) -> Result<PagePin<'_>> {
+    fn pin_any(&self, page: u64) -> Result<PinParts<'_>> {
         self.check_page(page)?;
-        match self.try_pin(page) {
+        let pin = match self.try_pin(page) {
             Some(pin) => {
                 pin.link.hits.read(1);
                 self.before_end(page, pin)
             }
             None => block_on(self.pin_slow(page)),
-        }
-        .map(PagePin::noted)
+        };
+        pin.map(|pin| pin.noted().into_parts())
     }
 
     /// As [`pin`](Self::pin), without blocking the thread.

@@ -30,6 +30,38 @@ pub struct PagePin<'a> {
     pub(crate) note: Option<&'static Slot>,
 }
 
+/// A pin taken apart. What a call that isn't inlined hands over as a whole pin lies in memory that this call has written to; so
+/// would then the pins of the short way, and to be read back from there costs more than all the rest of them. The parts
+/// are put together in registers.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PinParts<'a> {
+    link: &'a ShardLink,
+    folio: &'a FolioHeader,
+    frame: FrameId,
+    len_bytes: usize,
+    slot: Option<&'static Slot>,
+    note: Option<&'static Slot>,
+}
+
+impl<'a> PinParts<'a> {
+    /// The pin that was taken apart; to be called once.
+    #[inline(always)]
+    pub(crate) fn assemble(self) -> PagePin<'a> {
+        let Self { link, folio, frame, len_bytes, slot, note } = self;
+        PagePin { link, folio, frame, len_bytes, slot, note }
+    }
+}
+
+impl<'a> PagePin<'a> {
+    /// Takes the pin apart: its parts hold the page until they are put together.
+    pub(crate) fn into_parts(self) -> PinParts<'a> {
+        let Self { link, folio, frame, len_bytes, slot, note } = &self;
+        let parts = PinParts { link, folio, frame: *frame, len_bytes: *len_bytes, slot: *slot, note: *note };
+        std::mem::forget(self);
+        parts
+    }
+}
+
 impl PagePin<'_> {
     /// Notes that this thread has the page: it was granted by a blocking call. A published pin is its own note.
     #[inline]
