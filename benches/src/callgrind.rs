@@ -120,7 +120,7 @@ impl Marker {
 /// calls=1 40                            so often; the next line's cost is what was spent there
 /// 121 30
 /// ```
-fn inclusive_cost(profile: &str, function: &str) -> Option<u64> {
+pub fn inclusive_cost(profile: &str, function: &str) -> Option<u64> {
     let mut sum = None;
     let mut inside = false;
     for line in profile.lines() {

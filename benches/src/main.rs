@@ -54,6 +54,9 @@ struct Arguments {
     /// Folder into which `scaling` draws its curves, as SVG.
     #[arg(long, value_name = "FOLDER")]
     plots: Option<PathBuf>,
+    /// The one part of `scaling` to measure; all of them without it.
+    #[arg(long)]
+    part: Option<scaling::Part>,
     /// A trace of block requests that `eviction` replays: lines of `version,time,op,size,sector`, as libCacheSim publishes
     /// those of CloudPhysics.
     #[arg(long, value_name = "FILE")]
@@ -86,6 +89,9 @@ enum Question {
     /// What `driver` runs under callgrind.
     #[value(hide = true)]
     DriverCallgrind,
+    /// What `scaling` runs under callgrind.
+    #[value(hide = true)]
+    ScalingCallgrind,
 }
 
 fn main() -> Result<ExitCode> {
@@ -96,7 +102,7 @@ fn main() -> Result<ExitCode> {
         Question::Driver => vec![driver::answer(effort)?],
         Question::Hits => vec![hits::answer(effort)?],
         Question::Writeback => vec![writeback::answer(effort)?],
-        Question::Scaling => vec![scaling::answer(effort, plots)?],
+        Question::Scaling => vec![scaling::answer(effort, plots, arguments.part)?],
         Question::Latency => vec![latency::answer(effort)?],
         Question::Misses => vec![misses::answer(effort)?],
         Question::Metadata => vec![metadata::answer()?],
@@ -106,12 +112,16 @@ fn main() -> Result<ExitCode> {
                 driver::answer(effort)?,
                 hits::answer(effort)?,
                 writeback::answer(effort)?,
-                scaling::answer(effort, plots)?,
+                scaling::answer(effort, plots, arguments.part)?,
                 latency::answer(effort)?,
                 misses::answer(effort)?,
                 metadata::answer()?,
                 eviction::answer(effort, trace)?,
             ]
+        }
+        Question::ScalingCallgrind => {
+            scaling::run_measured_requests()?;
+            return Ok(ExitCode::SUCCESS);
         }
         Question::DriverCallgrind => {
             callgrind::run_measured_reads()?;

@@ -3,17 +3,25 @@
 //!
 //! The emulated device moves no data, so what is timed is the engine's and the driver's own work. Tagging is what an
 //! integrity pass does when it begins; a sync is everything: the request, tagging, the writes, their completions and the
-//! commit.
+//! commit. [`hits`] and [`shards`] add how a hit grows with the number of cached pages, and throughput with the number of
+//! shards.
 
 mod curve;
+mod folded;
+mod hits;
+mod instructions;
+mod shards;
+mod simulation;
 
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use foliant::WritebackControl;
 use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
 
-use self::curve::{Curve, Picture};
+use self::curve::{Picture, Series};
+pub use self::instructions::run_measured_requests;
 use crate::engine::DrivenEngine;
 use crate::measure::{Effort, ThreadClock, median};
 use crate::report::{Answer, Cell, Limit, Row, Table, Target};
@@ -25,9 +33,40 @@ const TIB: u64 = 1 << 40;
 /// Dirty pages in the comparison of file sizes.
 const FEW: u64 = 100;
 
-/// Measures, and draws the two curves into `plots`, if that is a folder's name.
-pub fn answer(effort: Effort, plots: Option<&Path>) -> Result<Answer> {
+/// What grows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Writeback with the size of the file and the number of its dirty pages.
+    Writeback,
+    /// A hit with the number of cached pages.
+    Hits,
+    /// Throughput with the number of shards.
+    Shards,
+}
+
+/// Measures all parts, or one, and draws their curves into `plots`, if that is a folder's name.
+pub fn answer(effort: Effort, plots: Option<&Path>, only: Option<Part>) -> Result<Answer> {
+    if let Some(folder) = plots {
+        std::fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
+    }
+    let wanted = |part| only.is_none_or(|only| only == part);
     let rounds = effort.rounds(9);
+    let mut answer =
+        Answer { question: "scaling", rounds, tables: Vec::new(), targets: Vec::new(), notes: Vec::new() };
+    if wanted(Part::Writeback) {
+        add_writeback(&mut answer, effort, plots)?;
+    }
+    if wanted(Part::Hits) {
+        hits::add_to(&mut answer, effort, plots)?;
+    }
+    if wanted(Part::Shards) {
+        shards::add_to(&mut answer, effort, plots)?;
+    }
+    Ok(answer)
+}
+
+fn add_writeback(answer: &mut Answer, effort: Effort, plots: Option<&Path>) -> Result<()> {
+    let rounds = answer.rounds;
     let million: u64 = if effort.quick { 1 << 17 } else { 1_000_000 };
     let mut targets = Vec::new();
 
@@ -97,32 +136,29 @@ pub fn answer(effort: Effort, plots: Option<&Path>) -> Result<Answer> {
     };
 
     if let Some(folder) = plots {
-        std::fs::create_dir_all(folder).with_context(|| format!("{} can't be made", folder.display()))?;
         Picture {
             title: "Sync of 100 dirty pages, by the size of the file",
             across: "GiB",
             up: "µs of processor time",
-            curve: Curve(by_size),
+            series: vec![Series::plain(by_size)],
         }
         .draw(&folder.join("scaling-file-size.svg"))?;
         Picture {
             title: "Sync of pages spread over 1 TiB, by their number",
             across: "dirty pages",
             up: "µs of processor time",
-            curve: Curve(by_count),
+            series: vec![Series::plain(by_count)],
         }
         .draw(&folder.join("scaling-dirty-pages.svg"))?;
     }
-    Ok(Answer {
-        question: "scaling",
-        rounds,
-        tables: vec![tagging, sizes, counts],
-        targets,
-        notes: vec![
-            "emu:null, one shard: the device's part is its work on commands, which is the same for every size".into(),
-            "pages that lie apart are a command each".into(),
-        ],
-    })
+    answer.tables.extend([tagging, sizes, counts]);
+    answer.targets.extend(targets);
+    answer.notes.extend([
+        "emu:null, one shard: the device's part is its work on commands, which is the same for every size"
+            .into(),
+        "pages that lie apart are a command each".into(),
+    ]);
+    Ok(())
 }
 
 /// An engine on a device of `size` bytes with `count` dirty pages, each `stride` behind the last.
