@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::machine::Machine;
 
 /// A cell of a table.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize)]
 #[serde(untagged)]
 pub enum Cell {
     /// A whole number.

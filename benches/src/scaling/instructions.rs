@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::shards::{Bed, REQUESTS_A_SHARD};
+use super::shards::{Bed, REQUESTS_A_SHARD, SHARD_FRAMES};
 use crate::callgrind::inclusive_cost;
 
 /// How the child is told the number of shards, and the rounds.
@@ -17,31 +17,24 @@ const ROUNDS_VARIABLE: &str = "FOLIANT_VERSUS_ROUNDS";
 /// The functions inside which callgrind collects.
 const MARKED: [&str; 3] = ["marked_send", "marked_serve", "marked_take"];
 /// Requests counted, at any number of shards.
-const REQUESTS: usize = 1 << 14;
-/// Frames of each shard: few, so that the cache is full soon.
-const FRAMES: u64 = 256;
+const REQUESTS: usize = 1 << 13;
 
-/// Instructions a request, for each of `shards`; `Err` says why they can't be counted.
+/// Instructions a request in each of the three phases, for each of `shards`; `Err` says why they can't be counted.
 ///
 /// # Errors
 /// When valgrind is there but doesn't finish, or what it writes can't be read.
-pub fn count(shards: &[usize]) -> Result<Result<Vec<f64>, String>> {
+pub fn count(shards: &[usize]) -> Result<Result<Vec<[f64; 3]>, String>> {
     if let Err(error) = Command::new("valgrind").arg("--version").output() {
         return Ok(Err(format!(
             "valgrind can't be run ({error}); install it to have the instructions of a request"
         )));
     }
-    // What filling the cache costs is in both, and falls out of the difference.
-    let count = |&shards: &usize| {
-        let rounds = (REQUESTS / (shards * REQUESTS_A_SHARD)).max(4);
-        let more = child(shards, rounds)? as f64 - child(shards, 0)? as f64;
-        Ok(more / (rounds * shards * REQUESTS_A_SHARD) as f64)
-    };
-    shards.iter().map(count).collect::<Result<Vec<f64>>>().map(Ok)
+    shards.iter().map(|&shards| count_with(shards)).collect::<Result<_>>().map(Ok)
 }
 
-/// Instructions of a child's whole run inside the marked functions.
-fn child(shards: usize, rounds: usize) -> Result<u64> {
+fn count_with(shards: usize) -> Result<[f64; 3]> {
+    let rounds = (REQUESTS / (shards * REQUESTS_A_SHARD)).max(32);
+    let requests = (rounds * shards * REQUESTS_A_SHARD) as f64;
     let directory = tempfile::tempdir().context("cannot create a temporary directory")?;
     let out = directory.path().join("callgrind.out");
     let program = std::env::current_exe().context("cannot find this program's own path")?;
@@ -59,10 +52,12 @@ fn child(shards: usize, rounds: usize) -> Result<u64> {
         bail!("valgrind ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     }
     let profile = std::fs::read_to_string(&out).context("cannot read callgrind's output")?;
-    MARKED.iter().try_fold(0, |sum, function| {
+    let cost = |function| -> Result<f64> {
         let cost = inclusive_cost(&profile, function);
-        Ok(sum + cost.with_context(|| format!("callgrind saw no call of {function}"))?)
-    })
+        Ok(cost.with_context(|| format!("callgrind saw no call of {function}"))? as f64 / requests)
+    };
+    let [send, serve, take] = MARKED;
+    Ok([cost(send)?, cost(serve)?, cost(take)?])
 }
 
 /// The child's part.
@@ -75,5 +70,5 @@ pub fn run_measured_requests() -> Result<()> {
         value.with_context(|| format!("{variable} isn't set: run `versus scaling` instead"))
     };
     let (shards, rounds) = (number(SHARDS_VARIABLE)?, number(ROUNDS_VARIABLE)?);
-    Bed::open(shards, FRAMES, 0)?.rounds(rounds, shards * REQUESTS_A_SHARD)
+    Bed::open(shards, SHARD_FRAMES, 0)?.rounds(rounds, shards * REQUESTS_A_SHARD)
 }
