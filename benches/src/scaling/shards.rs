@@ -41,8 +41,9 @@ pub const REQUESTS_A_SHARD: usize = 16;
 pub const SHARD_FRAMES: u64 = 1 << 10;
 /// Pages that lie in one shard side by side.
 const STRIPE_PAGES: u64 = 512;
-/// Pages of the device a shard that are missed in turn: many times its frames.
-const SHARD_PAGES: u64 = 1 << 14;
+/// Pages of the device a shard that are missed in turn: so many that none comes a second time, since a cache keeps a part of
+/// whatever comes again.
+const SHARD_PAGES: u64 = 1 << 22;
 /// Requests of a burst to one shard: fewer than wait outside its inbox.
 const BURST: usize = 192;
 /// Pages that are hit in the mixed runs, and the frames of the one shard that has them.
@@ -89,22 +90,20 @@ pub struct Bed {
     missed: Missed,
 }
 
-/// Pages that aren't cached, one after the other: each is long out of the cache when it comes again. The shards have them
+/// Pages that aren't cached, one after the other. The shards have them
 /// in turn, so that requests that are a multiple of the shards are as many for each.
 #[derive(Clone, Copy, Debug)]
 struct Missed {
     /// The first of the device, at a round of stripes.
     first: u64,
     shards: u64,
-    /// Of each shard.
-    count: u64,
     at: u64,
 }
 
 impl Missed {
     fn next(&mut self) -> u64 {
         let shard = self.at % self.shards;
-        let local = self.at / self.shards * 97_003 % self.count;
+        let local = self.at / self.shards * 97_003 % SHARD_PAGES;
         self.at += 1;
         self.first + (local / STRIPE_PAGES * self.shards + shard) * STRIPE_PAGES + local % STRIPE_PAGES
     }
@@ -120,9 +119,8 @@ fn ask<'m>(mapping: &'m Mapping, page: u64) -> Asked<'m> {
 impl Bed {
     /// `hot` pages that come before those that are missed.
     pub fn open(shards: usize, frames_a_shard: u64, hot: u64) -> Result<Self> {
-        let count = SHARD_PAGES.max(4 * frames_a_shard);
-        let missed = Missed { first: hot, shards: shards as u64, count, at: 0 };
-        let bytes = (hot + count * shards as u64) * PAGE as u64;
+        let missed = Missed { first: hot, shards: shards as u64, at: 0 };
+        let bytes = (hot + SHARD_PAGES * shards as u64) * PAGE as u64;
         let config = EmulatedConfig { queue_pairs_max: 128, ..EmulatedConfig::null(bytes, PAGE as u32) };
         let device = EmulatedController::new(config)?;
         let cache_bytes = frames_a_shard * shards as u64 * PAGE as u64;
@@ -410,14 +408,25 @@ impl Beside {
         for _ in 0..count {
             let mut asked: Vec<Asked<'_>> =
                 (0..BURST).map(|_| ask(&self.mapping, self.next_missed())).collect();
-            let last = asked.pop();
+            let (last, mut early) = (asked.pop(), 0);
             let start = Instant::now();
-            send(&mut asked)?;
+            // An answer may be there at once, where this thread is held up.
+            for asked in &mut asked {
+                if let Poll::Ready(pin) = asked.as_mut().poll(&mut context) {
+                    drop(pin?);
+                    *asked = Box::pin(std::future::pending());
+                    early += 1;
+                }
+            }
             let sent = Instant::now();
             if let Some(mut last) = last {
                 drop(finish(&mut last, &mut context)?);
             }
             let served = Instant::now();
+            if early > 0 {
+                // Not the burst that is to be measured.
+                continue;
+            }
             // One after the other: a step may have ended between their answers.
             for asked in &mut asked {
                 drop(finish(asked, &mut context)?);
@@ -426,6 +435,10 @@ impl Beside {
             let ns = |from: Instant, to: Instant| to.duration_since(from).as_nanos() as f64 / BURST as f64;
             measured.push([ns(start, sent), ns(start, served), ns(served, taken)]);
         }
+        ensure!(
+            measured.len() * 2 > count,
+            "most of {count} bursts were disturbed; measure on a quieter machine"
+        );
         let of = |at: usize| median(&measured.iter().map(|phases| phases[at]).collect::<Vec<_>>());
         Ok(Phases { send_ns: of(0), serve_ns: of(1), take_ns: of(2) })
     }
