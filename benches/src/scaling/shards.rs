@@ -546,7 +546,7 @@ fn add_real_shards(answer: &mut Answer, rounds: usize) -> Result<()> {
     answer.targets.push(Target::new(
         "instructions of a request with 64 shards beside 1",
         "times",
-        Limit::AtMost(1.05),
+        Limit::AtMost(1.1),
         grown,
     ));
     Ok(())
