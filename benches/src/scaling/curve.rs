@@ -96,7 +96,7 @@ impl Picture<'_> {
             if self.series.iter().any(|series| !series.name.is_empty()) {
                 chart
                     .configure_series_labels()
-                    .position(SeriesLabelPosition::UpperLeft)
+                    .position(SeriesLabelPosition::LowerRight)
                     .background_style(WHITE)
                     .draw()?;
             }
