@@ -76,7 +76,12 @@ impl World {
         }
         let log = &self.log;
         let settled: Vec<_> = self.life.unsettled.extract_if(.., |part| log.is_idle(part.qid)).collect();
-        for Unsettled { mapping, part, failed, .. } in settled {
+        for Unsettled { mapping, part, extent, failed, .. } in settled {
+            if let FailedPart::Write { .. } = part {
+                // The page's other parts, which may have begun after this one had failed, were of the same attempt.
+                let now = self.now();
+                self.each_page(extent, |page, _| page.write_failed = now);
+            }
             let ops = self.ops.iter_mut().filter(|op| op.mapping == mapping);
             ops.for_each(|op| op.lived.add(part));
             let FailedPart::Write { owed, .. } = part else { continue };
@@ -214,7 +219,13 @@ impl World {
                 ops.for_each(|op| op.lived.add(FailedPart::Read));
                 if self.setup.splits_pages(mapping) {
                     let (qid, part) = (entry.key.0, FailedPart::Read);
-                    self.life.unsettled.push(Unsettled { qid, mapping, part, failed: now });
+                    self.life.unsettled.push(Unsettled {
+                        qid,
+                        mapping,
+                        part,
+                        extent: entry.extent,
+                        failed: now,
+                    });
                 }
             }
             NvmOpcode::WRITE | NvmOpcode::WRITE_ZEROES if status.is_success() => {
@@ -275,7 +286,7 @@ impl World {
             // The run's other commands may still be on their way; its end is what is told.
             self.event(mapping, owed.min(Owed::Perhaps));
             let part = FailedPart::Write { put_off: status.is_retryable(), owed };
-            self.life.unsettled.push(Unsettled { qid, mapping, part, failed: now });
+            self.life.unsettled.push(Unsettled { qid, mapping, part, extent: entry.extent, failed: now });
         } else if status.is_retryable() && self.life.retries.failed(qid, entry.extent, self.bed.now_ns()) {
             self.mappings[mapping].had_event = true;
         } else {

@@ -4,8 +4,8 @@ use foliant::RetryPolicy;
 
 use super::Case;
 use super::case::Step::{
-    Abandon, Discard, Fault, Finish, FlushUntil, Kill, Pin, PinMut, Read, Release, Settle, Sync, Time, Write,
-    WriteLsn,
+    Abandon, Close, Discard, Fault, Finish, FlushUntil, Kill, Pin, PinMut, Read, Release, Settle, Sync, Time,
+    Write, WriteLsn,
 };
 use super::case::Trouble::{Lose, WriteFatal, Zeroes};
 use super::case::WriteCache::{None as NoCache, Volatile};
@@ -42,6 +42,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
             read_lost_beside_a_discard(),
         ),
         ("a checkpoint writes all parts of a page of which one failed", part_of_a_large_page_failed()),
+        ("a close beside a second failure", close_beside_a_second_failure()),
     ]
 }
 
@@ -122,6 +123,21 @@ fn discard_that_gives_up() -> Case {
             Write { on: 0, at: 266_240, len: 1 },
             Discard { on: 0, at: 266_240, len: 12288 },
             Finish { op: 0 },
+        ],
+    )
+}
+
+fn close_beside_a_second_failure() -> Case {
+    Case::new(
+        Setup { mdts: 1, background_percent: 39, readahead_bytes_max: 0, orders: [2, 2], ..PLAIN },
+        &[
+            Write { on: 0, at: 0, len: 1 },
+            Fault(WriteFatal { skip: 0, times: 1, late_us: 0 }),
+            Settle,
+            Sync { on: 0 },
+            Settle,
+            Fault(WriteFatal { skip: 1, times: 1, late_us: 0 }),
+            Close { on: 0 },
         ],
     )
 }

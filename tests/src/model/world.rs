@@ -78,6 +78,7 @@ pub(crate) struct Unsettled {
     pub qid: u16,
     pub mapping: usize,
     pub part: FailedPart,
+    pub extent: Extent,
     pub failed: Moment,
 }
 
