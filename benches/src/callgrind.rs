@@ -60,20 +60,9 @@ pub fn count_instructions(depths: &[usize]) -> Result<Counted> {
 }
 
 fn count_at(depth: usize, out: &Path) -> Result<Instructions> {
-    let program = std::env::current_exe().context("cannot find this program's own path")?;
-    let output = Command::new("valgrind")
-        .args(["--tool=callgrind", "--compress-strings=no", "--compress-pos=no"])
-        .arg(format!("--callgrind-out-file={}", out.display()))
-        .args(Marker::ALL.map(|marker| format!("--toggle-collect=*{}*", marker.function())))
-        .arg(program)
-        .arg("driver-callgrind")
-        .env(DEPTH_VARIABLE, depth.to_string())
-        .output()
-        .context("cannot run valgrind")?;
-    if !output.status.success() {
-        bail!("valgrind ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
-    }
-    let profile = std::fs::read_to_string(out).context("cannot read callgrind's output")?;
+    let depth_word = depth.to_string();
+    let question = ("driver-callgrind", DEPTH_VARIABLE, depth_word.as_str());
+    let profile = profile(question, &Marker::ALL.map(Marker::function), out)?;
     let reads = (READS / depth * depth) as f64;
     let cost = |marker: Marker| -> Result<f64> {
         let cost = inclusive_cost(&profile, marker.function());
@@ -86,6 +75,32 @@ fn count_at(depth: usize, out: &Path) -> Result<Instructions> {
         poll: cost(Marker::Poll)?,
         pump: cost(Marker::Pump)?,
     })
+}
+
+/// What callgrind writes of this program, which is asked a hidden question with a variable in its environment; it collects inside
+/// the functions named only.
+///
+/// # Errors
+/// When valgrind can't be run or ends without success.
+pub fn profile(
+    (question, variable, value): (&str, &str, &str),
+    functions: &[&str],
+    out: &Path,
+) -> Result<String> {
+    let program = std::env::current_exe().context("cannot find this program's own path")?;
+    let output = Command::new("valgrind")
+        .args(["--tool=callgrind", "--compress-strings=no", "--compress-pos=no"])
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .args(functions.iter().map(|function| format!("--toggle-collect=*{function}*")))
+        .arg(program)
+        .arg(question)
+        .env(variable, value)
+        .output()
+        .context("cannot run valgrind")?;
+    if !output.status.success() {
+        bail!("valgrind ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    std::fs::read_to_string(out).context("cannot read callgrind's output")
 }
 
 /// The functions inside which callgrind collects.

@@ -92,6 +92,9 @@ enum Question {
     /// What `scaling` runs under callgrind.
     #[value(hide = true)]
     ScalingCallgrind,
+    /// What `misses` runs under callgrind.
+    #[value(hide = true)]
+    MissesCallgrind,
 }
 
 fn main() -> Result<ExitCode> {
@@ -125,6 +128,10 @@ fn main() -> Result<ExitCode> {
         }
         Question::DriverCallgrind => {
             callgrind::run_measured_reads()?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Question::MissesCallgrind => {
+            misses::instructions::run_counted()?;
             return Ok(ExitCode::SUCCESS);
         }
     };

@@ -6,6 +6,8 @@
 //! device share its core. From another thread the shard spins on a core of its own. Parked, it sleeps when the
 //! request comes, and so does the thread that waits, if the answer takes long enough.
 
+pub mod instructions;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -63,6 +65,7 @@ pub fn answer(effort: Effort) -> Result<Answer> {
         measuring.join().map_err(|_| anyhow!("the measuring thread panicked"))?
     });
     measured?;
+    instructions::add_table(&mut answer)?;
     answer.notes.push(
         "the raw driver reads into memory of its own; a pin shows the bytes in place, a read copies them"
             .into(),
@@ -83,8 +86,8 @@ fn add_single(answer: &mut Answer, rounds: usize, count: usize) -> Result<()> {
             rounds,
             &mut [
                 Contestant::new("raw driver", || raw.reads(1, count)),
-                Contestant::new("on the shard, pinned", || pinning.pins(count)),
-                Contestant::new("on the shard, copied", || reading.reads(count)),
+                Contestant::new("on the shard, pinned", || timed(count, |count| pinning.pins(count))),
+                Contestant::new("on the shard, copied", || timed(count, |count| reading.reads(count))),
             ],
         )?;
         drop((pinning, reading));
@@ -130,8 +133,8 @@ fn add_batches(answer: &mut Answer, rounds: usize, count: usize) -> Result<()> {
             rounds,
             &mut [
                 Contestant::new("raw", || raw.reads(BATCH, count)),
-                Contestant::new("read_many", || copying.batches(count)),
-                Contestant::new("pin_many", || pinning.pinned_batches(count)),
+                Contestant::new("read_many", || timed(count, |count| copying.batches(count))),
+                Contestant::new("pin_many", || timed(count, |count| pinning.pinned_batches(count))),
             ],
         )?;
         let per_doorbell = copying.commands_per_doorbell();
@@ -175,6 +178,13 @@ impl Walk {
     }
 }
 
+/// The processor time of one of `count` reads, in nanoseconds.
+fn timed(count: usize, reads: impl FnOnce(usize) -> Result<()>) -> Result<f64> {
+    let clock = ThreadClock::start();
+    reads(count)?;
+    Ok(clock.elapsed_ns() / count as f64)
+}
+
 fn options(threads: ShardThreads) -> EngineOptions {
     EngineOptions { cache_bytes: CACHE_BYTES, shards: 1, threads, ..quiet_options() }
 }
@@ -206,30 +216,27 @@ impl OwnShard {
         Ok(own)
     }
 
-    fn pins(&mut self, count: usize) -> Result<f64> {
+    fn pins(&mut self, count: usize) -> Result<()> {
         let origin = self.origin;
-        let clock = ThreadClock::start();
         for _ in 0..count {
             let pinned = self.mapping.pin_async(self.walk.next());
             drop(self.shard.block_on(|| origin.elapsed().as_nanos() as u64, pinned)?);
         }
-        Ok(clock.elapsed_ns() / count as f64)
+        Ok(())
     }
 
-    fn reads(&mut self, count: usize) -> Result<f64> {
+    fn reads(&mut self, count: usize) -> Result<()> {
         let origin = self.origin;
-        let clock = ThreadClock::start();
         for _ in 0..count {
             let read = self.mapping.read_at_async(self.walk.next() * PAGE as u64, &mut self.buffers[0]);
             self.shard.block_on(|| origin.elapsed().as_nanos() as u64, read)?;
         }
-        Ok(clock.elapsed_ns() / count as f64)
+        Ok(())
     }
 
-    /// Reads pages in batches; returns the time of a page.
-    fn batches(&mut self, count: usize) -> Result<f64> {
+    /// Reads pages in batches.
+    fn batches(&mut self, count: usize) -> Result<()> {
         let origin = self.origin;
-        let clock = ThreadClock::start();
         for _ in 0..count / BATCH {
             let walk = &mut self.walk;
             let mut reads =
@@ -239,18 +246,17 @@ impl OwnShard {
             let read = self.mapping.read_many_async(&mut reads);
             self.shard.block_on(|| origin.elapsed().as_nanos() as u64, read)?;
         }
-        Ok(clock.elapsed_ns() / (count / BATCH * BATCH) as f64)
+        Ok(())
     }
 
-    fn pinned_batches(&mut self, count: usize) -> Result<f64> {
+    fn pinned_batches(&mut self, count: usize) -> Result<()> {
         let origin = self.origin;
-        let clock = ThreadClock::start();
         for _ in 0..count / BATCH {
             let pages: [u64; BATCH] = std::array::from_fn(|_| self.walk.next());
             let pinned = self.mapping.pin_many_async(&pages);
             drop(self.shard.block_on(|| origin.elapsed().as_nanos() as u64, pinned)?);
         }
-        Ok(clock.elapsed_ns() / (count / BATCH * BATCH) as f64)
+        Ok(())
     }
 
     fn commands_per_doorbell(&self) -> f64 {
