@@ -36,6 +36,7 @@ mod device;
 mod engine;
 mod error;
 mod fork;
+mod free_slots;
 mod gate;
 mod local;
 mod mapping;

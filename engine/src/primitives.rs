@@ -1,6 +1,6 @@
 //! The atomics of the lock-free protocols, exchangeable for `loom`'s.
 //!
-//! `cache::folio`, `cache::index`, `cache::tags`, `shard::doze` and `writeback::durable` take their atomics
+//! `cache::folio`, `cache::index`, `cache::tags`, `free_slots`, `shard::doze` and `writeback::durable` take their atomics
 //! from here and nowhere else, so that `RUSTFLAGS="--cfg loom"` model-checks the code that ships and not a
 //! copy of it.
 

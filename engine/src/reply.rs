@@ -12,10 +12,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, bounded};
-
 use crate::cache::folio::FrameId;
 use crate::error::Result;
+use crate::free_slots::FreeSlots;
 use crate::page_list::PageList;
 use crate::writeback::control::WritebackOutcome;
 
@@ -108,6 +107,12 @@ struct ReplySlot {
     list: PageList,
 }
 
+impl ReplySlot {
+    fn take_waker(&self) -> Option<Waker> {
+        self.waker.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
 // SAFETY: `reply` is written by the shard while the slot is PENDING or ABANDONED and read by the requester after
 // it has seen DONE; `state` orders the two.
 #[expect(unsafe_code, reason = "the slot's state word passes the reply from the shard to the requester")]
@@ -117,22 +122,18 @@ unsafe impl Sync for ReplySlot {}
 #[derive(Debug)]
 pub(crate) struct ReplySlots {
     slots: Box<[ReplySlot]>,
-    free: (Sender<u32>, Receiver<u32>),
+    free: FreeSlots,
 }
 
 impl ReplySlots {
     pub(crate) fn new(count: usize) -> Self {
-        let (sender, receiver) = bounded(count);
-        for index in 0..count as u32 {
-            sender.send(index).expect("the channel holds all slots");
-        }
         let slot = || ReplySlot {
             state: AtomicU32::new(FREE),
             waker: Mutex::new(None),
             reply: UnsafeCell::new(None),
             list: PageList::new(),
         };
-        Self { slots: (0..count).map(|_| slot()).collect(), free: (sender, receiver) }
+        Self { slots: (0..count).map(|_| slot()).collect(), free: FreeSlots::new(count) }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -141,7 +142,7 @@ impl ReplySlots {
 
     /// Takes a free slot, PENDING from now on; `None` when all are in use.
     pub(crate) fn acquire(&self) -> Option<SlotId> {
-        let index = self.free.1.try_recv().ok()?;
+        let index = self.free.take()?;
         let at = &self.slots[index as usize];
         at.list.clear();
         at.state.store(PENDING, Ordering::Relaxed);
@@ -155,17 +156,14 @@ impl ReplySlots {
 
     /// Whether more than half of the slots are free: only then hints take some.
     pub(crate) fn are_plenty(&self) -> bool {
-        self.free.1.len() > self.slots.len() / 2
+        self.free.count() > self.slots.len() / 2
     }
 
-    /// Frees a slot whose reply has been [taken](Self::poll_kept).
+    /// Frees a slot whose reply has been [taken](Self::poll_kept). No waker is left in it: who answers takes it out, or is
+    /// about to.
     pub(crate) fn release(&self, slot: SlotId) {
-        let at = &self.slots[slot.0 as usize];
-        // A waker is the user's code: it is dropped after the lock.
-        let waker = at.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(waker);
-        at.state.store(FREE, Ordering::Relaxed);
-        self.free.0.try_send(slot.0).expect("a slot is released once");
+        self.slots[slot.0 as usize].state.store(FREE, Ordering::Relaxed);
+        self.free.put(slot.0);
     }
 
     /// Frees a slot whose message was never sent.
@@ -184,11 +182,13 @@ impl ReplySlots {
         }
         if at.state.swap(DONE, Ordering::AcqRel) == ABANDONED {
             let reply = self.take(slot);
+            // A waker is the user's code: it is dropped after the lock.
+            drop(at.take_waker());
             self.release(slot);
             return reply;
         }
-        let waker = at.waker.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(waker) = waker {
+        // Where the requester has seen DONE meanwhile, and somebody else has the slot, that one is woken once for nothing.
+        if let Some(waker) = at.take_waker() {
             waker.wake();
         }
         None
@@ -228,6 +228,8 @@ impl ReplySlots {
             if at.state.load(Ordering::Acquire) != DONE {
                 return Poll::Pending;
             }
+            // Perhaps before it was there: then nobody else takes it out again.
+            drop(at.take_waker());
         }
         Poll::Ready(self.take(slot).expect("a done slot has a reply"))
     }

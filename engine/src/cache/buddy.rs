@@ -46,6 +46,9 @@ impl FreeFrames {
 
     /// Blocks of `order` that could be given out now.
     pub(crate) fn blocks(&self, order: FolioOrder) -> usize {
+        if order == FolioOrder(0) {
+            return self.count();
+        }
         let above = order.0 as usize..FolioOrder::COUNT;
         above.map(|at| (self.blocks[at] as usize) << (at - order.0 as usize)).sum()
     }
@@ -89,7 +92,10 @@ impl FreeFrames {
         (frame, order): (u32, FolioOrder),
         (large, kept): (FolioOrder, usize),
     ) -> bool {
-        let fits = frame.is_multiple_of(order.pages() as u32) && frame < self.frames;
+        // A frame in use, which is what mostly stands there, is known by its own header.
+        let fits = frame.is_multiple_of(order.pages() as u32)
+            && frame < self.frames
+            && !headers[frame as usize].is_in_use();
         let mut around = (order.0..=FolioOrder::MAX.0)
             .map(|at| (frame & !((1 << at) - 1), FolioOrder(at)))
             .filter(|&(block, at)| headers[block as usize].is_free_block(at));

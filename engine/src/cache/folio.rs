@@ -540,6 +540,11 @@ impl FolioHeader {
         self.order.load(Ordering::Relaxed) & (ORDER | FREE_BLOCK) == u32::from(order.0) | FREE_BLOCK
     }
 
+    /// Whether the frame holds a page: the shard alone knows.
+    pub(crate) fn is_in_use(&self) -> bool {
+        self.key.load(Ordering::Relaxed) != u64::MAX
+    }
+
     /// What the folio, whose head this is, has proven to eviction.
     pub(crate) fn rank(&self) -> Rank {
         Rank((self.order.load(Ordering::Relaxed) & RANK) >> RANK_SHIFT)

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use balance::DirtyBalance;
-use exclusion::{leaf_bit, leaf_bits};
+use exclusion::{LEAF_PAGES, leaf_bit, leaf_bits};
 use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, ReadAhead, Released};
 use frames::FrameMemory;
 use index::FolioIndex;
@@ -263,13 +263,27 @@ impl SharedCache {
 
     /// Whether any page of the folio whose head is `head` carries `tag`.
     pub(crate) fn is_any_marked(&self, head: FrameId, tag: Tag) -> bool {
-        let pages = self.folio(head).order().pages();
-        self.leaves(head, pages).any(|(first, bits)| self.tags.marked(first.tag_leaf(), tag) & bits != 0)
+        self.marked_pages(head, |leaf| self.tags.marked(leaf, tag))
+    }
+
+    /// Whether any page of the folio whose head is `head` has its bit in what `marks` says of its leaf.
+    #[inline]
+    fn marked_pages(&self, head: FrameId, marks: impl Fn(u32) -> u64) -> bool {
+        let folio = self.folio(head);
+        let order = folio.order();
+        // Most folios lie in one leaf, and most of those are one page.
+        if order.pages() <= LEAF_PAGES {
+            return marks(folio.tag_leaf()) & leaf_bits(folio.key().page(), order.pages()) != 0;
+        }
+        self.leaves(head, order.pages()).any(|(first, bits)| marks(first.tag_leaf()) & bits != 0)
     }
 
     /// Whether the device lacks bytes of this folio, or reads it.
     pub(crate) fn is_needed(&self, head: FrameId) -> bool {
-        self.is_any_marked(head, Tag::Dirty) || self.is_any_marked(head, Tag::Writeback)
+        self.marked_pages(head, |leaf| {
+            // In this order: what is about to be written gets WRITEBACK before it loses DIRTY.
+            self.tags.marked(leaf, Tag::Dirty) | self.tags.marked(leaf, Tag::Writeback)
+        })
     }
 
     /// Pages that are dirty in gated mappings.

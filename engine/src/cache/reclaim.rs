@@ -253,13 +253,12 @@ impl ShardCache {
         wanted: FolioOrder,
         shape_of: &impl Fn(FolioKey) -> Option<&'s MappingShape>,
     ) -> Shrunk {
-        let shared = self.shared.clone();
-        let headers = &shared.headers;
+        let headers = &self.shared.headers;
         if !active {
             self.reclaim.age(headers);
         }
         let Some(head) = self.reclaim.next(active, headers) else { return Shrunk::Kept };
-        let folio = shared.folio(head);
+        let folio = self.shared.folio(head);
         let rank = folio.rank();
         let (rank, shrunk) = match folio.look() {
             Usage::Used if active => (rank.hotter(), Shrunk::Advanced),
@@ -273,7 +272,7 @@ impl ShardCache {
             Usage::None => match rank.cooler() {
                 Some(cooler) => (cooler, Shrunk::Advanced),
                 None if self.remove(head, shape_of) => {
-                    if folio.order() < wanted {
+                    if self.shared.folio(head).order() < wanted {
                         self.remove_around(head, wanted, shape_of);
                     }
                     return Shrunk::Advanced;
@@ -281,8 +280,8 @@ impl ShardCache {
                 None => (rank, Shrunk::Kept),
             },
         };
-        folio.set_rank(rank);
-        self.reclaim.queue_of(rank).push(headers, head);
+        self.shared.folio(head).set_rank(rank);
+        self.reclaim.queue_of(rank).push(&self.shared.headers, head);
         shrunk
     }
 
@@ -294,15 +293,14 @@ impl ShardCache {
         head: FrameId,
         remembered: Remembered,
     ) -> bool {
-        let shared = self.shared.clone();
-        let folio = shared.folio(head);
+        let folio = self.shared.folio(head);
         let in_part = folio.state().filled() < folio.order().pages();
-        if shared.is_needed(head) && !in_part || !folio.freeze_unused() {
+        if self.shared.is_needed(head) && !in_part || !folio.freeze_unused() {
             return false;
         }
         let filled = folio.state().filled();
         // Frozen, it can't be dirtied any more; it may have been between the look at its marks and now (WB-27).
-        if !shared.is_needed(head) {
+        if !self.shared.is_needed(head) {
             self.evicted += filled;
             if !folio.rank().is_active() && remembered == Remembered::Yes {
                 let first = folio.key().page();

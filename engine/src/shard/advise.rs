@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -41,19 +42,28 @@ const LINE_FRAMES_PART: usize = 8;
 pub(crate) struct UsedOnce {
     sender: Sender<(u16, Range<u64>)>,
     receiver: Receiver<(u16, Range<u64>)>,
+    /// A note was left since the shard last took them.
+    posted: AtomicBool,
 }
 
 impl UsedOnce {
     pub(crate) fn new() -> Self {
         let (sender, receiver) = bounded(NOTES_MAX);
-        Self { sender, receiver }
+        Self { sender, receiver, posted: AtomicBool::new(false) }
     }
 
     /// Leaves a note; where there are too many, the pages are as any others. The shard finds it when it next has something to
     /// do: nobody needs to wake it for this.
     #[cold]
     pub(crate) fn post(&self, mapping: u16, pages: Range<u64>) {
-        let _ = self.sender.try_send((mapping, pages));
+        if self.sender.try_send((mapping, pages)).is_ok() {
+            self.posted.store(true, Ordering::Release);
+        }
+    }
+
+    /// The shard's side: whether notes were left since it last asked.
+    fn take_posted(&self) -> bool {
+        self.posted.load(Ordering::Relaxed) && self.posted.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -199,6 +209,9 @@ impl Shard {
 
     /// Takes the notes of pages that were read once.
     fn take_used_once(&mut self) {
+        if !self.link.used_once.take_posted() {
+            return;
+        }
         for _ in 0..NOTES_MAX {
             let Ok((number, pages)) = self.link.used_once.receiver.try_recv() else { return };
             // Closed since, and its slot perhaps another mapping's: at worst pages of that lose a use.

@@ -58,6 +58,9 @@ impl Shard {
 
     /// Submits the flushes that are due. They come last in a step: whatever completed before is covered.
     pub(super) fn step_commits(&mut self) {
+        if self.commits.is_empty() {
+            return;
+        }
         let mut commits = std::mem::take(&mut self.commits);
         for NamespaceCommits { group, namespace, durability } in &mut commits {
             match group.step(durability, self.now_ns) {

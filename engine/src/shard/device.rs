@@ -88,7 +88,8 @@ impl Shard {
             return;
         }
         while let Some(run) = self.reads.pop_front() {
-            let mapping = self.mapping(run.mapping).expect("a folio being read keeps its mapping open");
+            let mapping = self.mappings[usize::from(run.mapping)].as_ref();
+            let mapping = mapping.expect("a folio being read keeps its mapping open");
             if self.queue.free_commands() < mapping.shape.block_commands_max() {
                 self.reads.push_front(run);
                 return;
@@ -123,8 +124,8 @@ impl Shard {
         let mut completed = std::mem::take(&mut self.completed);
         let polled = self.queue.poll(COMPLETION_BUDGET, |completion| completed.push(completion));
         let progressed = pumped.fetched > 0 || pumped.posted > 0 || !completed.is_empty();
-        for completion in completed.drain(..) {
-            self.complete(completion);
+        if !completed.is_empty() {
+            completed.drain(..).for_each(|completion| self.complete(completion));
         }
         self.completed = completed;
         if let Err(error) = polled {
@@ -178,22 +179,18 @@ impl Shard {
     }
 
     fn read_completed(&mut self, run: &FolioRun, error: Option<Error>) {
-        let mapping = self.mapping(run.mapping).expect("a folio being read keeps its mapping open");
         if let Some(error) = &error {
+            let mapping = self.mapping(run.mapping).expect("a folio being read keeps its mapping open");
             tracing::warn!(%error, pages = run.pages(), "read failed");
+            run.folios().for_each(|head| self.abandon_read(&mapping, head, error));
+            return;
         }
         for head in run.folios() {
-            match &error {
-                None => {
-                    let cache = self.cache.shared.clone();
-                    let folio = cache.folio(head);
-                    folio.fill(folio.order().pages());
-                    self.serve(head);
-                    // Whoever waited has it: that is what brought it in, and no proof that it is wanted again.
-                    folio.clear_referenced();
-                }
-                Some(error) => self.abandon_read(&mapping, head, error),
-            }
+            let folio = self.cache.shared.folio(head);
+            folio.fill(folio.order().pages());
+            self.serve(head);
+            // Whoever waited has it: that is what brought it in, and no proof that it is wanted again.
+            self.cache.shared.folio(head).clear_referenced();
         }
     }
 

@@ -265,6 +265,9 @@ impl Shard {
 
     /// Lets the flusher at mappings again whose gate has opened a little.
     pub(super) fn check_gates(&mut self) {
+        if self.gates.holds.is_empty() {
+            return;
+        }
         let (before, shard) = (self.gates.holds.len(), self.link.shard);
         self.gates.holds.retain(|hold| !hold.gate.reached(hold.lowest, shard));
         if self.gates.holds.len() < before {

@@ -74,7 +74,9 @@ impl Shard {
             run.get_or_insert_with(|| self.runs.start(shape, page)).append(shape, page, head, block);
             bump(&self.link.counters.folios_installed, 1);
         }
-        self.reads.extend(run);
+        if let Some(run) = run {
+            self.reads.push_back(run);
+        }
         self.finish_if_complete(slot);
         Begun::Yes
     }

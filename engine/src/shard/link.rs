@@ -108,7 +108,8 @@ impl ShardLink {
         Ok((Arc::new(link), receiver))
     }
 
-    /// Wakes the shard if it sleeps. To be called after whatever it is to find.
+    /// Wakes the shard if it sleeps. To be called after whatever it is to find: a sequentially consistent fence is between the
+    /// two ([`Doze::must_wake`]).
     #[inline]
     pub(crate) fn wake(&self) {
         if self.doze.must_wake() {
@@ -232,15 +233,13 @@ impl ShardLink {
     /// The shard is polled no more: whatever is in the inbox, or comes, is answered with [`Error::Closed`].
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Relaxed);
-        self.answer_if_closed();
+        fence(Ordering::SeqCst);
+        self.answer_closed();
     }
 
     /// Either the closing shard sees a message in its inbox, or the message's sender sees the shard closed.
-    fn answer_if_closed(&self) {
-        fence(Ordering::SeqCst);
-        if !self.closed.load(Ordering::Relaxed) {
-            return;
-        }
+    #[cold]
+    fn answer_closed(&self) {
         while let Ok(message) = self.outbox.try_recv() {
             self.refuse(&message, &Error::Closed);
         }
@@ -262,8 +261,11 @@ impl ShardLink {
         match self.inbox.try_send(Message { slot, request }) {
             Ok(()) => {
                 self.requests.fetch_add(1, Ordering::Relaxed);
+                // It fences, as the closing shard does: between the message and the look whether that has closed.
                 self.wake();
-                self.answer_if_closed();
+                if self.closed.load(Ordering::Relaxed) {
+                    self.answer_closed();
+                }
                 Ok(())
             }
             // Never full: a slot is held for each message. Disconnected: the shard was dropped.

@@ -121,6 +121,15 @@ pub struct Step {
     pub due_ns: Option<u64>,
 }
 
+/// The earlier of two times, where there are any.
+#[inline]
+fn earlier(one: Option<u64>, other: Option<u64>) -> Option<u64> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
 /// Limits of a shard, fixed at open.
 #[derive(Clone, Debug)]
 pub(crate) struct ShardLimits {
@@ -332,9 +341,8 @@ impl Shard {
 
     fn step(&mut self) -> Step {
         let now_ns = self.now_ns;
-        if let Err(error) = self.link.birthplace.check() {
-            self.fail(&error.to_string());
-            return self.poll_failed();
+        if !self.link.birthplace.is_here() {
+            return self.fail_in_a_child();
         }
         self.publish();
         if self.failed {
@@ -386,7 +394,7 @@ impl Shard {
             events::block_unplug(self.link.shard, &self.link.counters, self.queue.stats().requests, now_ns);
             progressed = true;
         }
-        if self.link.failure().is_some() {
+        if self.link.is_failed() {
             self.failed = true;
             progressed = true;
         }
@@ -395,20 +403,19 @@ impl Shard {
             || !self.reads.is_empty()
             || self.in_service_count > 0;
         let check_ns = waiting.then(|| now_ns.saturating_add(CHECK_NS));
-        let due_ns = [
-            self.flusher.due_ns(),
-            self.retries_due_ns(),
-            self.poison_due_ns(),
-            self.commits_due_ns(),
-            self.device_due_ns,
-            self.throttle_due_ns,
-            self.mirror.as_ref().and_then(|mirror| mirror.due_ns()),
-            self.resync_due_ns(),
-            self.publish_due_ns(progressed),
-            self.shares.due_ns(),
-            check_ns,
-        ];
-        let due_ns = due_ns.into_iter().flatten().min();
+        let publish_ns = self.publish_due_ns(progressed);
+        let mut due_ns = earlier(check_ns, publish_ns);
+        due_ns = earlier(due_ns, self.flusher.due_ns());
+        due_ns = earlier(due_ns, self.retries_due_ns());
+        due_ns = earlier(due_ns, self.poison_due_ns());
+        due_ns = earlier(due_ns, self.commits_due_ns());
+        due_ns = earlier(due_ns, self.device_due_ns);
+        due_ns = earlier(due_ns, self.throttle_due_ns);
+        due_ns = earlier(due_ns, self.shares.due_ns());
+        if let Some(mirror) = &self.mirror {
+            due_ns = earlier(due_ns, mirror.due_ns());
+            due_ns = earlier(due_ns, self.resync_due_ns());
+        }
         Step { progressed, waiting, due_ns }
     }
 
@@ -524,6 +531,15 @@ impl Shard {
         tracing::error!(shard = self.link.shard, reason, "shard failed");
         self.link.fail(reason);
         self.failed = true;
+    }
+
+    /// A child process has the shard's memory and nothing of its device's.
+    #[cold]
+    fn fail_in_a_child(&mut self) -> Step {
+        if let Err(error) = self.link.birthplace.check() {
+            self.fail(&error.to_string());
+        }
+        self.poll_failed()
     }
 
     /// What the shard knows may be wrong by now: it fails, and its mappings do at once, hits included.

@@ -206,8 +206,7 @@ impl Shard {
         while page < first + u64::from(count) {
             if let Some(frame) = self.cache.find(shape, page) {
                 let place = self.cache.shared.place(frame);
-                let cache = self.cache.shared.clone();
-                let folio = cache.folio(place.head);
+                let folio = self.cache.shared.folio(place.head);
                 let filled = folio.state().filled();
                 let unfilled = filled > 0 && place.within >= filled;
                 let appends = unfilled && want == Want::Create && place.within == filled;
@@ -215,7 +214,7 @@ impl Shard {
                 if (unfilled && !appends || too_large) && folio.freeze_for_removal() {
                     self.restart_waiters(place.head);
                     // What is filled may have grown before it was frozen.
-                    if place.within >= folio.state().filled() {
+                    if place.within >= self.cache.shared.folio(place.head).state().filled() {
                         self.cache.trim(shape, place.head);
                     } else {
                         self.cache.isolate(shape, place.head, page, shape.order);
@@ -296,7 +295,9 @@ impl Shard {
             bump(&self.link.counters.folios_installed, 1);
             page += pages;
         }
-        self.reads.extend(run);
+        if let Some(run) = run {
+            self.reads.push_back(run);
+        }
     }
 
     /// What a folio has proven that will be installed for somebody who wants its `pages` pages from `first` on.
@@ -372,17 +373,16 @@ impl Shard {
         rest: u64,
     ) -> u64 {
         let place = self.cache.shared.place(frame);
-        let cache = self.cache.shared.clone();
-        let folio = cache.folio(place.head);
-        let state = folio.state();
+        let state = self.cache.shared.folio(place.head).state();
         match want {
             // The page that an appending writer comes to next.
             Want::Create if state.filled() > 0 && state.filled() == place.within => {
                 let pages =
                     rest.min(place.order.pages() - place.within).min(self.ticket(slot).creatable(shape));
+                let cache = &self.cache.shared;
                 if pages > 0
                     && cache.writable_pages(frame, place, (pages, Stability::Stable)) == pages
-                    && folio.grant_append(place.within)
+                    && cache.folio(place.head).grant_append(place.within)
                 {
                     self.ticket(slot).grant(position, frame, pages);
                     bump(&self.link.counters.pages_created, pages);
@@ -467,17 +467,18 @@ impl Shard {
 
     /// Grants a folio to those who wait for it, in their order, as far as it can be granted now.
     pub(super) fn serve(&mut self, head: FrameId) {
-        let cache = self.cache.shared.clone();
-        let folio = cache.folio(head);
         while let Some(Parked { slot, position, .. }) = self.parked.first(head) {
             let Ticket { want, first: first_page, mapping, .. } = *self.ticket(slot);
+            let cache = &self.cache.shared;
+            let folio = cache.folio(head);
             let page = match want {
                 Want::Gather => self.link.replies.list(slot).page(usize::from(position)),
                 _ => first_page + u64::from(position),
             };
             let within = page - folio.key().page();
             let frame = FrameId(head.0 + within as u32);
-            let block = self.mapping(mapping).map_or(FolioOrder::MAX, |mapping| mapping.shape.order);
+            let open = self.mappings[usize::from(mapping)].as_ref();
+            let block = open.map_or(FolioOrder::MAX, |open| open.shape.order);
             let state = folio.state();
             // Not to be granted from this folio as it is: the request begins anew, when nobody has the folio.
             let too_large = want.is_pin() && folio.order() > block;
@@ -509,10 +510,10 @@ impl Shard {
                 }
                 return;
             }
-            let _ = self.parked.unpark(head);
             if granted && folio.take_unused() {
                 self.link.hits.first_use(folio.order().pages());
             }
+            let _ = self.parked.unpark(head);
             let ticket = self.ticket(slot);
             if granted {
                 ticket.grant_single(position as usize, frame);

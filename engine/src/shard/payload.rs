@@ -101,27 +101,30 @@ impl FolioRun {
     }
 }
 
-/// Makes runs, and takes their lists of extents back to use them again: nothing is allocated a command.
+/// Makes runs, and takes their parts back to use them again: nothing is allocated a command.
 #[derive(Debug)]
 pub(crate) struct RunPool {
     cache: Arc<SharedCache>,
-    lists: Vec<Vec<Extent>>,
+    /// Of runs that have ended: their lists, and the cache's handles, which would be counted anew for each run.
+    parts: Vec<(Arc<SharedCache>, Vec<Extent>)>,
 }
 
 impl RunPool {
     /// Lists for `count` runs of up to `pages_max` pages. More are made when they are needed, and kept.
     pub(crate) fn new(cache: Arc<SharedCache>, count: usize, pages_max: usize) -> Self {
-        Self { cache, lists: (0..count).map(|_| Vec::with_capacity(pages_max)).collect() }
+        let parts = (0..count).map(|_| (cache.clone(), Vec::with_capacity(pages_max))).collect();
+        Self { cache, parts }
     }
 
     /// An empty run that begins at `page`.
     pub(crate) fn start(&mut self, shape: &MappingShape, page: u64) -> FolioRun {
+        let (cache, extents) = self.parts.pop().unwrap_or_else(|| (self.cache.clone(), Vec::new()));
         FolioRun {
-            cache: self.cache.clone(),
+            cache,
             mapping: shape.slot,
             first_page: page,
             pages: 0,
-            extents: self.lists.pop().unwrap_or_default(),
+            extents,
             pages_max: shape.command_pages_max(page),
             tail_bytes: 0,
             fua: Fua::No,
@@ -155,9 +158,9 @@ impl RunPool {
 
     /// A run has ended.
     pub(crate) fn end(&mut self, run: FolioRun) {
-        let mut extents = run.extents;
+        let FolioRun { cache, mut extents, .. } = run;
         extents.clear();
-        self.lists.push(extents);
+        self.parts.push((cache, extents));
     }
 }
 

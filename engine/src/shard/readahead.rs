@@ -125,7 +125,10 @@ enum Outcome {
 impl Shard {
     /// Whether there is readahead to do and room in the queue for it.
     pub(super) fn can_read_ahead(&self) -> bool {
-        (self.readahead.is_some() || !self.link.readahead.receiver.is_empty()) && self.has_spare_commands(1)
+        // Most steps find none, and one load says so.
+        self.link.readahead.asked() == Asked::Waiting
+            && (self.readahead.is_some() || !self.link.readahead.receiver.is_empty())
+            && self.has_spare_commands(1)
     }
 
     /// Whether `needed` commands are to be had that no demand waits for.

@@ -25,6 +25,9 @@ impl Shard {
 
     /// Brings every sync as far as it can go now, and with them all passes more urgent than the flusher.
     pub(super) fn step_syncs(&mut self) -> bool {
+        if self.syncs.is_empty() && self.passes.is_empty() {
+            return false;
+        }
         self.merge_waiting_syncs();
         let mut progressed = self.step_passes(self.flusher.priority()..=u8::MAX);
         if self.syncs.is_empty() {
@@ -59,6 +62,7 @@ impl Shard {
     /// Passes that are no more urgent than the flusher's, after it.
     pub(super) fn step_patient_passes(&mut self) -> bool {
         let urgent = self.flusher.priority();
-        urgent > Reason::Poisoned.priority() && self.step_passes(0..=urgent - 1)
+        !self.passes.is_empty()
+            && urgent > Reason::Poisoned.priority() && self.step_passes(0..=urgent - 1)
     }
 }
