@@ -730,11 +730,17 @@ impl FolioHeader {
 
     /// Takes the flags off a frozen frame that are about its old content. WAITERS must be gone.
     pub(crate) fn scrub_frozen(&self) {
-        let before =
-            self.state.fetch_and(!(FILLED | REFERENCED | READAHEAD | UNUSED | WAITERS), Ordering::Relaxed);
-        debug_assert!(before & (FROZEN | BIASED) == FROZEN);
-        // Whoever still reads without holding it finds that its bytes are others'.
-        self.state.fetch_add(VERSION, Ordering::Relaxed);
+        let mut seen = self.state.load(Ordering::Relaxed);
+        debug_assert!(seen & (FROZEN | BIASED) == FROZEN);
+        loop {
+            let scrubbed = seen & !(FILLED | REFERENCED | READAHEAD | UNUSED | WAITERS);
+            // With another version whoever still reads without holding it finds that its bytes are others'.
+            let next = scrubbed.wrapping_add(VERSION);
+            match self.state.compare_exchange_weak(seen, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(now) => seen = now,
+            }
+        }
         self.key.store(u64::MAX, Ordering::Relaxed);
     }
 

@@ -5,6 +5,8 @@
 //! as its own pages are there. So a batch larger than the cache passes through it in pieces, and the pieces never wait
 //! for each other while they hold something.
 
+use std::cell::Cell;
+
 use super::Shard;
 use super::open::OpenMapping;
 use super::pages::{Begun, Ticket};
@@ -40,18 +42,23 @@ impl Shard {
         }
         let link = self.link.clone();
         let (list, shape) = (link.replies.list(slot), &mapping.shape);
+        let (mut last, mut absent) = (None, 0);
         for page in list.pages() {
-            self.reshape(mapping, page, 1, Want::Gather);
+            if last.replace(page) != Some(page) {
+                absent += self.reshape(mapping, page, 1, Want::Gather);
+            }
         }
+        // Counted anew only where something was evicted since.
+        let counted = Cell::new(Some(absent));
         let missing = |shard: &Self| {
             let mut last = None;
             let is_missing = |&page: &u64| last.replace(page) != Some(page) && !shard.has(shape, page);
-            list.pages().filter(is_missing).count()
+            counted.take().unwrap_or_else(|| list.pages().filter(is_missing).count())
         };
-        if !self.make_share_room(mapping, missing) {
+        if !self.make_share_room(mapping, &missing) {
             return Begun::ShareFull;
         }
-        if !self.make_room(mapping, missing) {
+        if !self.make_room(mapping, &missing) {
             return Begun::NoFrames;
         }
         self.frames_needed = 0;

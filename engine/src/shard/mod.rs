@@ -3,7 +3,7 @@
 //! It has no thread and no clock: [`Shard::poll`] takes the time, does a bounded step and says what is left. One
 //! step, in this order: completions, releases that others wait for, new requests, requests that wait for
 //! frames, retries, reads, syncs and urgent passes, discards, readahead, background writeback, other passes, commits,
-//! eviction ahead of demand, **one doorbell**.
+//! **one doorbell**, eviction ahead of demand.
 //!
 //! | file | owns |
 //! |---|---|
@@ -387,13 +387,14 @@ impl Shard {
             progressed |= self.step_resync();
             progressed |= self.end_mirror_step();
         }
-        self.evict_ahead();
-        self.publish_counts();
-        self.link.counters.tag_nodes.store(self.cache.tree.used() as u64, Ordering::Relaxed);
         if self.queue.ring() {
             events::block_unplug(self.link.shard, &self.link.counters, self.queue.stats().requests, now_ns);
             progressed = true;
         }
+        // It submits nothing: the device is at work meanwhile.
+        self.evict_ahead();
+        self.publish_counts();
+        self.link.counters.tag_nodes.store(self.cache.tree.used() as u64, Ordering::Relaxed);
         if self.link.is_failed() {
             self.failed = true;
             progressed = true;
@@ -463,6 +464,10 @@ impl Shard {
 
     fn take_requests(&mut self) -> bool {
         for taken in 0..INBOX_BUDGET {
+            // To be told by a channel that it is empty takes a fence; to look doesn't.
+            if self.inbox.is_empty() {
+                return taken > 0;
+            }
             let Ok(message) = self.inbox.try_recv() else { return taken > 0 };
             self.in_service[message.slot.0 as usize] = true;
             self.in_service_count += 1;

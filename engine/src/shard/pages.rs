@@ -4,6 +4,7 @@
 //! parked list of that page's folio; misses of one page by many requests thus share one read. Entries are
 //! served in the order in which they came, whenever the folio changes hands or its I/O ends.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::Shard;
@@ -182,12 +183,15 @@ impl Shard {
         if self.exceeds_gate_bound(&mapping, first, count, want) {
             return self.wait_at_gate_bound(slot);
         }
-        self.reshape(&mapping, first, count, want);
-        if !self.make_share_room(&mapping, |shard| shard.missing(&mapping.shape, first, count)) {
+        // Counted anew only where something was evicted since.
+        let counted = Cell::new(Some(self.reshape(&mapping, first, count, want)));
+        let missing =
+            |shard: &Self| counted.take().unwrap_or_else(|| shard.missing(&mapping.shape, first, count));
+        if !self.make_share_room(&mapping, &missing) {
             return Begun::ShareFull;
         }
         // All frames at once, or none: a request never holds some while it waits for others.
-        if !self.make_room(&mapping, |shard| shard.missing(&mapping.shape, first, count)) {
+        if !self.make_room(&mapping, &missing) {
             return Begun::NoFrames;
         }
         self.frames_needed = 0;
@@ -199,9 +203,10 @@ impl Shard {
 
     /// Makes folios that are there fit what is wanted of them, unless somebody holds them just now: a pin is of one block
     /// only, since whoever holds one must be able to ask for the next; and where the rest of a folio is wanted that was
-    /// never filled, that rest goes.
-    pub(super) fn reshape(&mut self, mapping: &OpenMapping, first: u64, count: u32, want: Want) {
+    /// never filled, that rest goes. Returns how many blocks are not in the cache then.
+    pub(super) fn reshape(&mut self, mapping: &OpenMapping, first: u64, count: u32, want: Want) -> usize {
         let shape = &mapping.shape;
+        let mut missing = 0;
         let mut page = first;
         while page < first + u64::from(count) {
             if let Some(frame) = self.cache.find(shape, page) {
@@ -220,10 +225,14 @@ impl Shard {
                         self.cache.isolate(shape, place.head, page, shape.order);
                     }
                     bump(&self.link.counters.folios_split, 1);
+                    missing += usize::from(self.cache.find(shape, page).is_none());
                 }
+            } else {
+                missing += 1;
             }
             page += shape.order.pages();
         }
+        missing
     }
 
     /// Blocks of the range that are not in the cache.

@@ -62,7 +62,6 @@ impl Shard {
     /// Passes that are no more urgent than the flusher's, after it.
     pub(super) fn step_patient_passes(&mut self) -> bool {
         let urgent = self.flusher.priority();
-        !self.passes.is_empty()
-            && urgent > Reason::Poisoned.priority() && self.step_passes(0..=urgent - 1)
+        !self.passes.is_empty() && urgent > Reason::Poisoned.priority() && self.step_passes(0..=urgent - 1)
     }
 }
