@@ -5,6 +5,7 @@
 //! functions only (`--toggle-collect`), so the inclusive cost of each is what the driver, or the emulated
 //! controller, spends there; the call itself and moving the payload into it are counted, too.
 
+use std::collections::VecDeque;
 use std::path::Path;
 use std::process::Command;
 
@@ -161,7 +162,7 @@ pub fn run_measured_reads() -> Result<()> {
     for _ in 0..READS / depth {
         for _ in 0..depth {
             let io = bed.next_read();
-            let buffer = bed.free.pop().context("a buffer was lost")?;
+            let buffer = bed.free.pop_front().context("a buffer was lost")?;
             marked_submit(&mut bed.queue, &bed.namespace, io, buffer)?;
         }
         marked_ring(&mut bed.queue);
@@ -195,10 +196,10 @@ fn marked_pump(queue: &mut QueuePair<DmaBuffer>) {
 }
 
 #[inline(never)]
-fn marked_poll(queue: &mut QueuePair<DmaBuffer>, budget: u32, free: &mut Vec<DmaBuffer>) -> Result<u32> {
+fn marked_poll(queue: &mut QueuePair<DmaBuffer>, budget: u32, free: &mut VecDeque<DmaBuffer>) -> Result<u32> {
     let mut failed = None;
     let taken = queue.poll(budget, |completion| {
-        free.push(completion.payload);
+        free.push_back(completion.payload);
         failed = failed.or(completion.result.err());
     })?;
     failed.map_or(Ok(taken), |error| Err(error.into()))

@@ -4,6 +4,7 @@
 //! moves no data. Driver and controller share one pinned thread, so the time is what both together take; how it
 //! divides between them is told by the instructions that [`callgrind`] counts.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
@@ -31,7 +32,7 @@ pub struct NullBed {
     pub queue: QueuePair<DmaBuffer>,
     pub namespace: Namespace,
     /// Buffers that no command holds.
-    pub free: Vec<DmaBuffer>,
+    pub free: VecDeque<DmaBuffer>,
     lbas: Vec<Lba>,
     next: usize,
     /// Outlives the queue pair.
@@ -47,13 +48,18 @@ impl NullBed {
 
     /// The same on any device of `blocks` blocks of 4 KiB.
     pub fn on(config: EmulatedConfig, blocks: u64, depth: usize) -> Result<Self> {
+        Self::with_buffers(config, blocks, depth)
+    }
+
+    /// The same with any number of buffers, which are used by turns: so much memory is read into.
+    pub fn with_buffers(config: EmulatedConfig, blocks: u64, buffers: usize) -> Result<Self> {
         let device = EmulatedController::new(config)?;
         let options =
-            ControllerOptions { io_queue_pairs: 1, arena_bytes: depth * 4096, ..Default::default() };
+            ControllerOptions { io_queue_pairs: 1, arena_bytes: buffers * 4096, ..Default::default() };
         let controller = Controller::open(device.attach()?, &options)?;
         let namespace = controller.namespace(1).context("the null device has no namespace 1")?.clone();
         let queue = controller.queue_pair()?;
-        let free = (0..depth).map(|_| controller.arena().allocate(4096)).collect::<Result<_, _>>()?;
+        let free = (0..buffers).map(|_| controller.arena().allocate(4096)).collect::<Result<_, _>>()?;
         let mut rng = SmallRng::seed_from_u64(1);
         let lbas = (0..LBAS).map(|_| Lba(rng.random_range(0..blocks))).collect();
         Ok(Self { queue, namespace, free, lbas, next: 0, _controller: controller, device })
@@ -79,7 +85,7 @@ impl NullBed {
         for _ in 0..count / depth {
             for _ in 0..depth {
                 let io = self.next_read();
-                let buffer = self.free.pop().context("a buffer was lost")?;
+                let buffer = self.free.pop_front().context("a buffer was lost")?;
                 self.queue
                     .submit(&self.namespace, io, buffer)
                     .map_err(|rejected| anyhow!(rejected.reason))?;
@@ -90,7 +96,7 @@ impl NullBed {
                 let free = &mut self.free;
                 let mut failed = None;
                 self.queue.poll(depth as u32, |completion| {
-                    free.push(completion.payload);
+                    free.push_back(completion.payload);
                     failed = failed.or(completion.result.err());
                 })?;
                 if let Some(error) = failed {
