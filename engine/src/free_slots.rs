@@ -116,25 +116,28 @@ mod loom_models {
     #[test]
     fn loom_no_slot_is_taken_by_two_though_others_take_and_return_some_meanwhile() {
         loom::model(|| {
-            let free = Arc::new(FreeSlots::new(2));
-            let owners: Arc<[AtomicU32; 2]> = Arc::new([AtomicU32::new(0), AtomicU32::new(0)]);
+            let free = Arc::new(FreeSlots::new(3));
+            let owners: Arc<[AtomicU32; 3]> = Arc::new(std::array::from_fn(|_| AtomicU32::new(0)));
             let other = {
                 let (free, owners) = (free.clone(), owners.clone());
-                thread::spawn(move || use_both(&free, &owners))
+                // The same lies on top afterwards, and another below it.
+                thread::spawn(move || take_and_return(&free, &owners, [1, 2, 0]))
             };
-            use_both(&free, &owners);
+            take_and_return(&free, &owners, [0]);
             other.join().unwrap();
-            assert_eq!(free.count(), 2);
+            let mut left: Vec<u32> = std::iter::from_fn(|| free.take()).collect();
+            left.sort_unstable();
+            assert_eq!(left, [0, 1, 2]);
         });
     }
 
-    /// Takes two, where there are so many, and returns them in the order in which it took them.
-    fn use_both(free: &FreeSlots, owners: &[AtomicU32; 2]) {
-        let taken = [free.take(), free.take()];
+    /// Takes as many as `order` names, where there are so many, and returns them in that order.
+    fn take_and_return<const N: usize>(free: &FreeSlots, owners: &[AtomicU32; 3], order: [usize; N]) {
+        let taken = order.map(|_| free.take());
         for slot in taken.into_iter().flatten() {
             assert_eq!(owners[slot as usize].fetch_add(1, Ordering::Relaxed), 0, "slot {slot} is another's");
         }
-        for slot in taken.into_iter().flatten() {
+        for slot in order.into_iter().filter_map(|at| taken[at]) {
             owners[slot as usize].fetch_sub(1, Ordering::Relaxed);
             free.put(slot);
         }
