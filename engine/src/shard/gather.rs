@@ -55,10 +55,10 @@ impl Shard {
             let is_missing = |&page: &u64| last.replace(page) != Some(page) && !shard.has(shape, page);
             counted.take().unwrap_or_else(|| list.pages().filter(is_missing).count())
         };
-        if !self.make_share_room(mapping, &missing) {
+        if !self.make_share_room(mapping, missing) {
             return Begun::ShareFull;
         }
-        if !self.make_room(mapping, &missing) {
+        if !self.make_room(mapping, missing) {
             return Begun::NoFrames;
         }
         self.frames_needed = 0;

@@ -187,11 +187,11 @@ impl Shard {
         let counted = Cell::new(Some(self.reshape(&mapping, first, count, want)));
         let missing =
             |shard: &Self| counted.take().unwrap_or_else(|| shard.missing(&mapping.shape, first, count));
-        if !self.make_share_room(&mapping, &missing) {
+        if !self.make_share_room(&mapping, missing) {
             return Begun::ShareFull;
         }
         // All frames at once, or none: a request never holds some while it waits for others.
-        if !self.make_room(&mapping, &missing) {
+        if !self.make_room(&mapping, missing) {
             return Begun::NoFrames;
         }
         self.frames_needed = 0;
