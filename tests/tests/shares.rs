@@ -63,7 +63,8 @@ fn a_share_at_its_limit_evicts_its_own_pages_and_nobody_elses() {
         for at in 0..8 {
             read(&mut bed, &other, at * 512..at * 512 + 16);
         }
-        for at in 0..4096 {
+        // Upwards and downwards, so that the search for a victim comes around.
+        for at in (0..4096).chain((0..4096).rev()) {
             read(&mut bed, &scan, at..at + 1);
             assert!(scans.usage().used_bytes <= scans.usage().limit_bytes, "{:?}", scans.usage());
         }
