@@ -86,7 +86,7 @@ impl LocalShards {
 
     /// A handle of `mapping` for this thread.
     pub fn mapping<'s>(&'s self, mapping: &'s Mapping) -> LocalMapping<'s> {
-        LocalMapping { mapping, shards: self, block: published::this_thread() }
+        LocalMapping { mapping, shards: self, block: published::this_thread_for_good() }
     }
 
     /// Gives the shards back, for [`Engine::return_shards`](crate::Engine::return_shards).

@@ -695,11 +695,14 @@ impl Mapping {
         let order = self.open.shape.order;
         let first = self.first(page);
         let link = self.link(first);
-        let (frame, folio, slot) = link.cache.pin_published(
-            block,
-            FolioKey::new(self.open.shape.slot, first % FolioKey::PAGES_MAX),
-            order,
-        )?;
+        let key = FolioKey::new(self.open.shape.slot, first % FolioKey::PAGES_MAX);
+        let (frame, folio, slot) = match link.cache.pin_published(block, key, order) {
+            Ok(held) => held,
+            Err(released) => {
+                link.after_release(released);
+                return None;
+            }
+        };
         // The length as it is now that the page is held, as for any pin; a close waits for whoever came before it.
         if !self.has_whole(page) {
             link.after_release(folio.unpublish(slot));

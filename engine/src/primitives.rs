@@ -8,3 +8,16 @@
 pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 #[cfg(not(loom))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+
+/// Passes the time between two looks at what another thread is about to change: the processor's pause, and the core to others
+/// now and then.
+#[cfg(not(loom))]
+pub(crate) fn pause(look: u32) {
+    if look % 64 == 63 { std::thread::yield_now() } else { std::hint::spin_loop() }
+}
+
+/// For models: somebody else has to go on.
+#[cfg(loom)]
+pub(crate) fn pause(_look: u32) {
+    loom::thread::yield_now();
+}

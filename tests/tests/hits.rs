@@ -87,6 +87,29 @@ fn who_wants_a_page_exclusively_waits_for_all_published_pins_also_one_that_anoth
 }
 
 #[test]
+fn who_holds_a_page_gets_it_once_more_while_a_writer_tries_to_have_it() {
+    let (engine, mapping) = open(64, 64, 1);
+    drop(publish(&mapping, 0));
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                mapping.write_at(0, &[2; 8]).unwrap();
+            }
+        });
+        for _ in 0..20_000 {
+            let first = mapping.pin(0).unwrap();
+            // Neither an error nor a wait for the writer, who waits for the first.
+            let second = mapping.pin(0).unwrap();
+            assert_eq!(first[0], second[0]);
+        }
+        stop.store(true, Ordering::Relaxed);
+        writer.join().unwrap();
+    });
+    engine.close().unwrap();
+}
+
+#[test]
 fn a_thread_that_holds_many_pages_has_them_all() {
     let (engine, mapping) = open(128, 64, 1);
     for page in 0..40u64 {

@@ -44,7 +44,7 @@
 
 use super::published::{self, Slot};
 use super::reclaim::Rank;
-use crate::primitives::{AtomicU32, AtomicU64, Ordering, fence};
+use crate::primitives::{AtomicU32, AtomicU64, Ordering, fence, pause};
 
 /// Index of a frame and of its header within a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -143,6 +143,11 @@ impl FolioState {
     }
     pub(crate) const fn frozen(self) -> bool {
         self.0 & FROZEN != 0
+    }
+    /// EXCLUSIVE or FROZEN is set by somebody who is looking for published pins yet, and steps back if there are any.
+    #[inline]
+    pub(crate) const fn undecided(self) -> bool {
+        self.0 & BIASED != 0 && self.0 & (EXCLUSIVE | FROZEN) != 0
     }
     /// Pages, from the folio's first on, that hold their bytes.
     #[inline]
@@ -311,9 +316,19 @@ impl FolioHeader {
     ///
     /// `Err` says whether undoing the attempt left a kick to do.
     #[inline]
-    pub(crate) fn try_pin(&self, within: u64, holds: impl FnOnce() -> bool) -> Result<ReadAhead, Released> {
+    pub(crate) fn try_pin(&self, within: u64, holds: impl Fn() -> bool) -> Result<ReadAhead, Released> {
         // Acquire: whatever the last exclusive holder, or the device, wrote is visible to who pins.
-        let before = FolioState(self.state.fetch_add(PIN, Ordering::Acquire));
+        let mut before = FolioState(self.state.fetch_add(PIN, Ordering::Acquire));
+        let mut released = Released::Quiet;
+        let mut decided = true;
+        while before.undecided() && decided && holds() {
+            // Mustn't go to the shard, behind the writer, where somebody holds the folio: that may be this very thread.
+            if self.unpin() == Released::Kick {
+                released = Released::Kick;
+            }
+            decided = self.await_decision();
+            before = FolioState(self.state.fetch_add(PIN, Ordering::Acquire));
+        }
         if before.shareable(within) && holds() {
             // One comparison for all three: a folio in use is referenced, unmarked, and not new.
             if before.0 & (REFERENCED | READAHEAD | UNUSED) == REFERENCED {
@@ -325,7 +340,18 @@ impl FolioHeader {
             self.state.fetch_or(REFERENCED, Ordering::Relaxed);
             return Ok(if before.0 & READAHEAD == 0 { ReadAhead::NONE } else { self.take(READAHEAD) });
         }
-        Err(self.unpin())
+        Err(if self.unpin() == Released::Kick { Released::Kick } else { released })
+    }
+
+    /// Waits until it is known whether who has set EXCLUSIVE or FROZEN keeps it: a membarrier's time, or until that thread
+    /// runs again. False when it takes so long that the shard may as well be asked.
+    #[cold]
+    fn await_decision(&self) -> bool {
+        const LOOKS_MAX: u32 = 1 << 20;
+        (0..LOOKS_MAX).any(|look| {
+            pause(look);
+            !self.state().undecided()
+        })
     }
 
     /// Takes `flags` off; says which of the two of readahead were there. Of several threads one is told.
@@ -485,6 +511,8 @@ impl FolioHeader {
         if !self.is_alone(seen) {
             return Err(self.release_exclusive_unchanged());
         }
+        // Who reads without a hold sees EXCLUSIVE before any byte that is changed under it.
+        fence(Ordering::Release);
         // The identity may have changed between the check and the exchange; now it can't any more.
         if holds() { Ok(()) } else { Err(self.release_exclusive_unchanged()) }
     }

@@ -169,12 +169,12 @@ impl SharedCache {
         block: &'static ThreadBlock,
         key: FolioKey,
         order: FolioOrder,
-    ) -> Option<(FrameId, &FolioHeader, &'static Slot)> {
-        let slot = block.free_slot()?;
-        let (frame, folio) = self.index.find_entry(&self.headers, key)?;
-        let published = folio.try_publish(slot, 0, || folio.key() == key && folio.is_of_order(order));
-        // A kick that is due is left to who takes the longer way and fails there, too: it asks the shard itself.
-        published.is_ok().then_some((frame, folio, slot))
+    ) -> Result<(FrameId, &FolioHeader, &'static Slot), Released> {
+        let slot = block.free_slot().ok_or(Released::Quiet)?;
+        let (frame, folio) = self.index.find_entry(&self.headers, key).ok_or(Released::Quiet)?;
+        // A kick that is due may be another page's by now: it mustn't be left to the longer way, which looks at this one.
+        folio.try_publish(slot, 0, || folio.key() == key && folio.is_of_order(order))?;
+        Ok((frame, folio, slot))
     }
 
     /// Takes a shared pin on the folio of `frame`, if that holds the page `key` and may be shared: a published one where the
@@ -184,15 +184,17 @@ impl SharedCache {
         let (place, own) = (self.place(frame), self.folio(frame));
         let head = self.folio(place.head);
         let holds = || own.key() == key && own.order() == place.order;
+        let mut undone = Released::Quiet;
         if let Some(slot) = published::this_thread().and_then(|block| block.free_slot()) {
             match head.try_publish(slot, place.within, holds) {
                 Ok(()) => return Ok(SharedHold { place, slot: Some(slot), found: ReadAhead::NONE }),
-                Err(Released::Quiet) => {}
-                Err(Released::Kick) => return Err(Released::Kick),
+                Err(released) => undone = released,
             }
         }
         let worth_biasing = head.is_worth_biasing();
-        let found = head.try_pin(place.within, holds)?;
+        // Where this succeeds, its release does the kick that is due.
+        let counted = head.try_pin(place.within, holds);
+        let found = counted.map_err(|released| if undone == Released::Kick { undone } else { released })?;
         if worth_biasing && published::may_bias() {
             head.bias();
         }

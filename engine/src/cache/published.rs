@@ -53,13 +53,14 @@ impl Slot {
 
     #[inline]
     fn is_free(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
+        // Acquire, and the store of `set` Release: who finds the next pin's address in a slot is behind the last one's end, too.
+        self.0.load(Ordering::Acquire) == 0
     }
 
     /// Publishes a pin on the folio of `head`; the caller looks at its state afterwards. By the slot's thread only.
     #[inline]
     pub(super) fn set(&self, head: &FolioHeader) {
-        self.0.store(address(head), Ordering::Relaxed);
+        self.0.store(address(head), Ordering::Release);
         registry::between_announcing_and_looking();
     }
 
@@ -112,6 +113,10 @@ impl ThreadBlock {
         self.slots.iter().find(|slot| slot.is_free())
     }
 
+    fn is_empty(&self) -> bool {
+        self.slots.iter().chain(&self.notes).all(Slot::is_free)
+    }
+
     fn holds(&self, head: &FolioHeader) -> bool {
         self.slots.iter().any(|slot| slot.0.load(Ordering::Acquire) == address(head))
     }
@@ -120,8 +125,8 @@ impl ThreadBlock {
 /// Whether any thread holds the folio of `head` by a published pin. EXCLUSIVE or FROZEN is in its state word already, or WAITERS.
 #[cold]
 pub(super) fn is_held(head: &FolioHeader) -> bool {
-    registry::after_announcing();
-    registry::any_block(|block| block.holds(head))
+    // Where the kernel refuses the barrier nobody can tell: then it stays held.
+    !registry::after_announcing() || registry::any_block(|block| block.holds(head))
 }
 
 /// Notes that the calling thread has the folio of `head`, until the note is [forgotten](Slot::forget).
@@ -139,7 +144,7 @@ pub(crate) fn is_held_here(head: &FolioHeader) -> bool {
     })
 }
 
-pub(crate) use registry::{known_thread, may_bias, prepare, this_thread};
+pub(crate) use registry::{known_thread, may_bias, prepare, this_thread, this_thread_for_good};
 
 #[cfg(not(loom))]
 mod registry {
@@ -175,6 +180,8 @@ mod registry {
         /// This thread's block, once it has one; dangling when the thread is at its end and has given it back.
         static MINE: Cell<*const ThreadBlock> = const { Cell::new(ptr::null()) };
         static PINS: Cell<u32> = const { Cell::new(0) };
+        /// The block was handed out for good: to a handle that may be used while the thread's locals are being destroyed.
+        static KEPT: Cell<bool> = const { Cell::new(false) };
         static GIVE_BACK: GiveBack = const { GiveBack(Cell::new(None)) };
     }
 
@@ -184,8 +191,10 @@ mod registry {
         fn drop(&mut self) {
             if let Some(listed) = self.0.take() {
                 MINE.set(ptr::dangling());
-                // Release: the next thread finds the slots as this one left them.
-                listed.in_use.store(false, Ordering::Release);
+                if !KEPT.get() {
+                    // Release: the next thread finds the slots as this one left them.
+                    listed.in_use.store(false, Ordering::Release);
+                }
             }
         }
     }
@@ -215,12 +224,20 @@ mod registry {
         known_thread().or_else(begin)
     }
 
+    /// As [`this_thread`], and no other thread ever has the block.
+    pub(crate) fn this_thread_for_good() -> Option<&'static ThreadBlock> {
+        KEPT.set(true);
+        this_thread()
+    }
+
     #[cold]
     fn begin() -> Option<&'static ThreadBlock> {
         if !MINE.get().is_null() {
             return None;
         }
-        let listed = list().find(|listed| !listed.in_use.swap(true, Ordering::AcqRel)).unwrap_or_else(add);
+        // Not one in which pins or notes of its last thread stand yet: they would be taken for this thread's.
+        let free = |listed: &&Listed| listed.block.is_empty() && !listed.in_use.swap(true, Ordering::AcqRel);
+        let listed = list().find(free).unwrap_or_else(add);
         let kept = GIVE_BACK.try_with(|give_back| give_back.0.set(Some(listed)));
         if kept.is_err() {
             listed.in_use.store(false, Ordering::Release);
@@ -266,14 +283,25 @@ mod registry {
         compiler_fence(Ordering::SeqCst);
     }
 
-    /// The other half: a barrier in every thread of the process.
-    pub(super) fn after_announcing() {
+    /// The other half: a barrier in every thread of the process. False when the kernel refuses it.
+    pub(super) fn after_announcing() -> bool {
         fence(Ordering::SeqCst);
         let _ = DEBT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |debt| {
             Some((debt + DEBT_STEP).min(DEBT_MAX))
         });
-        // Nothing is biased unless the process is registered, and then the kernel has no reason to refuse.
-        membarrier(MembarrierCommand::PrivateExpedited).expect("a registered process gets its barriers");
+        match membarrier(MembarrierCommand::PrivateExpedited) {
+            Ok(()) => true,
+            Err(error) => {
+                // A registered process is refused by a filter that came later, or for lack of memory.
+                PREPARED.store(false, Ordering::Relaxed);
+                tracing::error!(
+                    %error,
+                    "the kernel refuses membarrier to a process that is registered for it: pages that are in use \
+                     can't be changed or evicted until it doesn't"
+                );
+                false
+            }
+        }
     }
 
     /// Whether a folio that is in use may be biased now; called once a counted pin.
@@ -311,6 +339,10 @@ mod registry {
         None
     }
 
+    pub(crate) fn this_thread_for_good() -> Option<&'static ThreadBlock> {
+        None
+    }
+
     pub(crate) fn known_thread() -> Option<&'static ThreadBlock> {
         None
     }
@@ -328,8 +360,9 @@ mod registry {
         fence(Ordering::SeqCst);
     }
 
-    pub(super) fn after_announcing() {
+    pub(super) fn after_announcing() -> bool {
         fence(Ordering::SeqCst);
+        true
     }
 
     pub(crate) fn may_bias() -> bool {

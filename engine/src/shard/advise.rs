@@ -238,7 +238,8 @@ impl Shard {
 
     /// Evicts folios that were read once, the oldest first, until there is room or `steps_max` were looked at.
     pub(super) fn evict_all_used_once(&mut self, (order, folios): (FolioOrder, usize), steps_max: u32) {
-        for _ in 0..steps_max {
+        // Once round: to look at a folio that somebody has by a published pin costs a membarrier.
+        for _ in 0..steps_max.min(self.advice.once.len() as u32) {
             if self.advice.once.is_empty() || self.cache.has_room(order, folios) {
                 return;
             }
@@ -254,11 +255,14 @@ impl Shard {
         if folio.state().frozen() || folio.key() != key || cache.place(head).head != head {
             return;
         }
+        // Used a second time. Asked first: the other question may cost a membarrier.
+        if folio.state().referenced() {
+            return;
+        }
         if folio.is_held() && self.advice.once.len() < self.advice.once_max {
             // Its reader has it still.
             self.advice.once.push_back((head, key));
-        } else if !folio.state().referenced()
-            && let Ok(mapping) = self.mapping(key.mapping())
+        } else if let Ok(mapping) = self.mapping(key.mapping())
             && cache.shares.may_take(&mapping.shape)
         {
             self.cache.evict_folio(&mapping.shape, head, Remembered::No);

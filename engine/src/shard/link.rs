@@ -193,7 +193,9 @@ impl ShardLink {
     /// How this thread holds the page in `frame`, as far as it knows. Asked where it would wait for the page's holder.
     pub(crate) fn held_by_this_thread(&self, frame: FrameId) -> Option<Held> {
         let head = self.cache.head(frame);
-        let held = if head.state().exclusive() { Held::Exclusive } else { Held::Shared };
+        let state = head.state();
+        let exclusive = state.exclusive() && !state.undecided();
+        let held = if exclusive { Held::Exclusive } else { Held::Shared };
         published::is_held_here(head).then_some(held)
     }
 
