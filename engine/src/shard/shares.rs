@@ -1,8 +1,8 @@
 //! Cache shares at work: a share at its limit evicts its own folios first, and what is above a lowered limit goes.
 //!
-//! The eviction hand goes over all frames; looking there for the folios of a small share would cost the whole cache. So a
+//! The queues of eviction hold the folios of all shares; looking there for those of a small one would cost the whole cache. So a
 //! share has a hand of its own, which goes over the pages of its mappings in their order, by the trees of their marks: what
-//! it costs depends on the share alone. Both hands judge a folio alike: one that was used since, or is hot, is passed.
+//! it costs depends on the share alone. It passes a folio that was used since it last came by.
 //!
 //! Above a limit that was lowered, a step evicts a bounded number of folios and waits for nobody. What is pinned stays
 //! until it isn't, what is dirty until the flusher, which is asked, has written it; the shard looks again every
@@ -29,7 +29,7 @@ use crate::writeback::guard::ReclaimScope;
 
 /// Folios that one attempt to make room in a share looks at: bounds the step.
 const SHARE_STEPS: u32 = 512;
-/// Times that a hand passes a folio that nobody uses before it goes, the look at its last use and its heat included.
+/// When so many times all that is cached was looked at in vain, nothing can go for now.
 const ROUNDS: u64 = 6;
 
 /// Where a share's hand stands.
