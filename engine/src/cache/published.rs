@@ -113,6 +113,7 @@ impl ThreadBlock {
         self.slots.iter().find(|slot| slot.is_free())
     }
 
+    #[cfg(not(loom))]
     fn is_empty(&self) -> bool {
         self.slots.iter().chain(&self.notes).all(Slot::is_free)
     }
