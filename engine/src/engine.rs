@@ -452,14 +452,13 @@ impl Engine {
                 mirror: plan.as_ref().map(|plan| plan.open(&shape(slot), inner.links.len())),
                 labels: LabelTurn::default(),
                 shape: shape(slot),
-                end: FileEnd::new(len_bytes),
+                end: FileEnd::new(len_bytes, order),
                 gates: gates.clone(),
                 errors: Default::default(),
                 durability: inner.durability[&options.namespace].clone(),
                 retry: options.retry,
                 share: options.share.clone(),
                 writeback: inner.links.iter().map(|_| Default::default()).collect(),
-                closed: AtomicBool::new(false),
                 failure: Default::default(),
                 dropped: AtomicBool::new(false),
             },
@@ -625,7 +624,7 @@ impl Engine {
 
     fn stop(&mut self) {
         for open in self.inner.table.all() {
-            open.closed.store(true, Ordering::SeqCst);
+            open.end.close();
         }
         self.inner.gates.close();
         self.inner.stop.store(true, Ordering::Release);

@@ -7,6 +7,7 @@ mod gather;
 mod hits;
 mod length;
 pub(crate) mod mirror;
+mod near;
 pub(crate) mod optimistic;
 mod readahead;
 mod try_again;
@@ -47,6 +48,7 @@ use crate::writeback::pass::DirtyFolio;
 pub use advise::Advice;
 use advise::HandleAdvice;
 pub use batch::ReadAt;
+use near::Near;
 pub(crate) use readahead::HandleReadahead;
 
 const PAGE: u64 = PAGE_BYTES as u64;
@@ -161,6 +163,7 @@ impl Writing {
 /// What is written is in the cache, and on the device some time later; [`sync`](Self::sync) waits until it is
 /// durable. Each blocking method has an `_async` twin that works on any executor.
 pub struct Mapping {
+    near: Near,
     engine: Arc<EngineInner>,
     open: Arc<OpenMapping>,
     told: ErrorCursor,
@@ -207,7 +210,8 @@ impl Mapping {
     pub(crate) fn new(engine: Arc<EngineInner>, open: Arc<OpenMapping>, readahead: HandleReadahead) -> Self {
         let told = open.errors.sample();
         let advice = HandleAdvice::default();
-        Self { engine, open, told, readahead, advice, passes: AtomicU32::new(0) }
+        let near = Near::new(&engine, &open);
+        Self { near, engine, open, told, readahead, advice, passes: AtomicU32::new(0) }
     }
 
     /// Length in bytes, now: others may [change](Self::set_len) it.
@@ -226,7 +230,7 @@ impl Mapping {
     /// Bytes of a page, as the mapping was [opened](MappingOptions::page_bytes).
     #[must_use]
     pub fn page_bytes(&self) -> usize {
-        PAGE_BYTES << self.open.shape.order.0
+        self.near.page_bytes
     }
 
     /// Number of pages; the last may be shorter than the others.
@@ -651,7 +655,7 @@ impl Mapping {
         };
         let slot = self.open.shape.slot;
         // Of several that close it at once one does: another's failure mustn't open again what has been closed.
-        if self.open.closed.swap(true, Ordering::SeqCst) {
+        if !self.open.end.close() {
             return Err(Error::Closed);
         }
         let closed = self.ask_shards(|_| true, || Request::Close { mapping: slot }).await;
@@ -664,7 +668,7 @@ impl Mapping {
                 Ok(())
             }
             Err(error) => {
-                self.open.closed.store(false, Ordering::SeqCst);
+                self.open.end.reopen();
                 // The shards that have dropped it take it up again.
                 self.ask_shards(|_| true, || Request::Open(self.open.clone())).await?;
                 Err(error)
@@ -903,7 +907,7 @@ impl Mapping {
 
     #[inline]
     fn check_open(&self) -> Result<()> {
-        if self.open.closed.load(Ordering::Relaxed) { Err(self.open.why_closed()) } else { Ok(()) }
+        if self.open.end.is_closed() { Err(self.open.why_closed()) } else { Ok(()) }
     }
 
     /// Whether this thread, about to wait for whoever holds a page, would wait for itself.

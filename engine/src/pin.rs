@@ -1,6 +1,7 @@
 //! Pins: direct access to a page in the cache.
 
 use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
 
 use crate::cache::Place;
 use crate::cache::balance::ReservedPages;
@@ -22,7 +23,8 @@ pub struct PagePin<'a> {
     pub(crate) link: &'a ShardLink,
     /// The header of its folio's head.
     pub(crate) folio: &'a FolioHeader,
-    pub(crate) frame: FrameId,
+    /// Its first byte, in its frame.
+    pub(crate) bytes: NonNull<u8>,
     pub(crate) len_bytes: usize,
     /// Where it is published, unless it is counted.
     pub(crate) slot: Option<&'static Slot>,
@@ -37,7 +39,7 @@ pub struct PagePin<'a> {
 pub(crate) struct PinParts<'a> {
     link: &'a ShardLink,
     folio: &'a FolioHeader,
-    frame: FrameId,
+    bytes: NonNull<u8>,
     len_bytes: usize,
     slot: Option<&'static Slot>,
     note: Option<&'static Slot>,
@@ -47,20 +49,27 @@ impl<'a> PinParts<'a> {
     /// The pin that was taken apart; to be called once.
     #[inline(always)]
     pub(crate) fn assemble(self) -> PagePin<'a> {
-        let Self { link, folio, frame, len_bytes, slot, note } = self;
-        PagePin { link, folio, frame, len_bytes, slot, note }
+        let Self { link, folio, bytes, len_bytes, slot, note } = self;
+        PagePin { link, folio, bytes, len_bytes, slot, note }
     }
 }
 
 impl<'a> PagePin<'a> {
     /// Takes the pin apart: its parts hold the page until they are put together.
     pub(crate) fn into_parts(self) -> PinParts<'a> {
-        let Self { link, folio, frame, len_bytes, slot, note } = &self;
-        let parts = PinParts { link, folio, frame: *frame, len_bytes: *len_bytes, slot: *slot, note: *note };
+        let Self { link, folio, bytes, len_bytes, slot, note } = &self;
+        let parts = PinParts { link, folio, bytes: *bytes, len_bytes: *len_bytes, slot: *slot, note: *note };
         std::mem::forget(self);
         parts
     }
 }
+
+// SAFETY: the address is of bytes that any thread may read as long as the pin exists, and whatever else it has is `Send`.
+#[expect(unsafe_code, reason = "a pinned frame is readable memory")]
+unsafe impl Send for PagePin<'_> {}
+// SAFETY: see `Send`.
+#[expect(unsafe_code, reason = "a pinned frame is readable memory")]
+unsafe impl Sync for PagePin<'_> {}
 
 impl PagePin<'_> {
     /// Notes that this thread has the page: it was granted by a blocking call. A published pin is its own note.
@@ -82,7 +91,7 @@ impl Deref for PagePin<'_> {
         // and device writes until `drop` (folio state word, invariants 1 and 2).
         #[expect(unsafe_code, reason = "a pinned frame is readable memory")]
         unsafe {
-            std::slice::from_raw_parts(self.link.cache.frames.address(self.frame).as_ptr(), self.len_bytes)
+            std::slice::from_raw_parts(self.bytes.as_ptr(), self.len_bytes)
         }
     }
 }

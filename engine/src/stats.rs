@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::cache::published;
+use crate::cache::published::{self, ThreadBlock};
 
 /// Lanes of a hit counter: each of the first threads has one of its own, and needs no atomic addition; the others share
 /// the last.
@@ -31,14 +31,34 @@ impl Default for HitCounters {
 impl HitCounters {
     #[inline]
     fn add(&self, counter: impl Fn(&Lane) -> &AtomicU64, pages: u64) {
-        let own = published::this_thread().map(|block| block.number).filter(|&number| number < LANES - 1);
-        if let Some(number) = own {
-            // Nobody else writes to this lane.
-            let counter = counter(&self.lanes[number]);
-            counter.store(counter.load(Ordering::Relaxed) + pages, Ordering::Relaxed);
-        } else {
-            counter(&self.lanes[LANES - 1]).fetch_add(pages, Ordering::Relaxed);
+        match published::this_thread() {
+            Some(block) => self.add_by(block, counter, pages),
+            None => self.add_shared(counter, pages),
         }
+    }
+
+    /// As [`add`](Self::add), by the thread whose `block` this is.
+    #[inline]
+    fn add_by(&self, block: &ThreadBlock, counter: impl Fn(&Lane) -> &AtomicU64, pages: u64) {
+        match self.lanes[..LANES - 1].get(block.number) {
+            Some(own) => {
+                // Nobody else writes to this lane.
+                let counter = counter(own);
+                counter.store(counter.load(Ordering::Relaxed) + pages, Ordering::Relaxed);
+            }
+            None => self.add_shared(counter, pages),
+        }
+    }
+
+    #[cold]
+    fn add_shared(&self, counter: impl Fn(&Lane) -> &AtomicU64, pages: u64) {
+        counter(&self.lanes[LANES - 1]).fetch_add(pages, Ordering::Relaxed);
+    }
+
+    /// As [`read`](Self::read), by the thread whose `block` this is.
+    #[inline]
+    pub(crate) fn read_by(&self, block: &ThreadBlock, pages: u64) {
+        self.add_by(block, |lane| &lane.reads, pages);
     }
 
     #[inline]

@@ -110,7 +110,7 @@ impl MappingTable {
             }
             let here = (shape.namespace.id(), shape.first_lba, shape.capacity_bytes);
             if here == (namespace, first_lba, capacity_bytes) {
-                if entry.open.closed.load(Ordering::SeqCst) {
+                if entry.open.end.is_closed() {
                     return Err(Error::Mapping { reason: "the same range is just being closed".to_owned() });
                 }
                 if shape.order != order {
@@ -179,7 +179,7 @@ impl MappingTable {
     /// Mappings that are open.
     pub(crate) fn all(&self) -> Vec<Arc<OpenMapping>> {
         let entries = self.lock();
-        let open = entries.iter().flatten().filter(|entry| !entry.open.closed.load(Ordering::SeqCst));
+        let open = entries.iter().flatten().filter(|entry| !entry.open.end.is_closed());
         open.map(|entry| entry.open.clone()).collect()
     }
 

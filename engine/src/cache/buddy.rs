@@ -182,7 +182,7 @@ impl FreeFrames {
             headers[next as usize].tag_leaf.store(before, Ordering::Relaxed);
         }
         header.tag_leaf.store(NONE, Ordering::Relaxed);
-        header.set_order(order);
+        header.clear_free_block();
         self.blocks[order.0 as usize] -= 1;
     }
 }

@@ -20,7 +20,10 @@
 //! One change of the length goes on at a time ([`EndChange`]). Nothing of this is on the device: who needs the length after a
 //! restart keeps it elsewhere.
 
-use crate::primitives::{AtomicBool, AtomicU64, Ordering};
+use super::folio::FolioOrder;
+use super::frames::PAGE_BYTES;
+use crate::primitives::{AtomicBool, AtomicU64, Mutex, Ordering};
+use std::sync::PoisonError;
 
 /// The end of one mapping.
 #[derive(Debug)]
@@ -29,12 +32,66 @@ pub(crate) struct FileEnd {
     reach: AtomicU64,
     /// Somebody changes the length.
     changing: AtomicBool,
+    /// The mapping is closed: handles refuse.
+    closed: AtomicBool,
+    /// The pages that exist whole in a mapping that is open: what the shortest way to a page compares with, made of the
+    /// two above. Under this lock.
+    whole_pages: AtomicU64,
+    making_whole_pages: Mutex<()>,
+    page_bits: u32,
 }
 
 impl FileEnd {
-    pub(crate) fn new(len_bytes: u64) -> Self {
-        let (len, reach) = (AtomicU64::new(len_bytes), AtomicU64::new(len_bytes));
-        Self { len, reach, changing: AtomicBool::new(false) }
+    /// The end of a mapping that is open, with pages of `order`.
+    pub(crate) fn new(len_bytes: u64, order: FolioOrder) -> Self {
+        let page_bits = PAGE_BYTES.trailing_zeros() + u32::from(order.0);
+        Self {
+            len: AtomicU64::new(len_bytes),
+            reach: AtomicU64::new(len_bytes),
+            changing: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            whole_pages: AtomicU64::new(len_bytes >> page_bits),
+            making_whole_pages: Mutex::new(()),
+            page_bits,
+        }
+    }
+
+    /// How many pages, from the first on, exist whole; 0 when the mapping is closed. Asked after a page was pinned, as
+    /// [`len`](Self::len).
+    #[inline]
+    pub(crate) fn whole_pages(&self) -> u64 {
+        self.whole_pages.load(Ordering::SeqCst)
+    }
+
+    /// Sets the length that readers go by.
+    fn set_len(&self, len_bytes: u64) {
+        self.len.store(len_bytes, Ordering::SeqCst);
+        self.make_whole_pages();
+    }
+
+    /// After the length, or whether the mapping is closed, has changed: whoever is last here has seen both changes.
+    fn make_whole_pages(&self) {
+        let _making = self.making_whole_pages.lock().unwrap_or_else(PoisonError::into_inner);
+        let whole = if self.is_closed() { 0 } else { self.len() >> self.page_bits };
+        self.whole_pages.store(whole, Ordering::SeqCst);
+    }
+
+    /// Closes the mapping: handles refuse from now on. False when it is closed already.
+    pub(crate) fn close(&self) -> bool {
+        let was_closed = self.closed.swap(true, Ordering::SeqCst);
+        self.make_whole_pages();
+        !was_closed
+    }
+
+    /// Opens it again.
+    pub(crate) fn reopen(&self) {
+        self.closed.store(false, Ordering::SeqCst);
+        self.make_whole_pages();
+    }
+
+    #[inline]
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// The length. Asked after a pin was taken, it is what that pin may show.
@@ -83,13 +140,13 @@ impl EndChange<'_> {
 
     /// Everything up to *reach* holds its bytes: it can be read.
     pub(crate) fn publish(self) {
-        self.end.len.store(self.reach(), Ordering::SeqCst);
+        self.end.set_len(self.reach());
     }
 
     /// From now on nobody gets at bytes behind `len_bytes`; who has them already may have them still.
     pub(crate) fn shrink_to(&self, len_bytes: u64) {
         debug_assert!(len_bytes <= self.len());
-        self.end.len.store(len_bytes, Ordering::SeqCst);
+        self.end.set_len(len_bytes);
     }
 
     /// Nobody has bytes behind the length any more.
@@ -115,8 +172,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn wb12_pages_are_whole_up_to_the_end_of_an_open_mapping() {
+        let end = FileEnd::new(20_000, FolioOrder(1));
+        assert_eq!(end.whole_pages(), 2);
+        let change = end.try_change().unwrap();
+        change.extend_to(40_960);
+        assert_eq!(end.whole_pages(), 2, "not before it is published");
+        change.publish();
+        assert_eq!(end.whole_pages(), 5);
+        assert!(end.close() && !end.close(), "of two that close it one does");
+        assert_eq!(end.whole_pages(), 0);
+        end.try_change().unwrap().shrink_to(8191);
+        assert_eq!(end.whole_pages(), 0, "it is closed still");
+        end.reopen();
+        assert_eq!(end.whole_pages(), 0, "and short now");
+        let change = end.try_change().unwrap();
+        change.settle();
+        change.extend_to(8192);
+        change.publish();
+        assert_eq!(end.whole_pages(), 1);
+    }
+
+    #[test]
     fn wb12_one_change_at_a_time_and_reach_is_never_below_the_length() {
-        let end = FileEnd::new(100);
+        let end = FileEnd::new(100, FolioOrder(0));
         let change = end.try_change().unwrap();
         assert!(end.try_change().is_none());
         assert!(end.try_change().is_none(), "who is refused doesn't let others in");
@@ -144,7 +223,7 @@ mod tests {
 #[cfg(all(test, loom))]
 mod loom_models {
     use super::super::exclusion::{leaf_bit, lock_for_writeback, try_exclusive};
-    use super::super::folio::{Access, FolioHeader, FolioKey, FolioOrder, Released};
+    use super::super::folio::{Access, FolioHeader, FolioKey, Released};
     use super::super::tags::{Tag, TagNodes, TagTree, TreeId};
     use super::*;
     use loom::cell::UnsafeCell;
@@ -174,7 +253,13 @@ mod loom_models {
         folio.publish();
         folio.fill(1);
         marks.set_dirty(leaf, leaf_bit(1));
-        Arc::new(Model { end: FileEnd::new(len_bytes), folio, marks, leaf, byte: UnsafeCell::new(7) })
+        Arc::new(Model {
+            end: FileEnd::new(len_bytes, FolioOrder(0)),
+            folio,
+            marks,
+            leaf,
+            byte: UnsafeCell::new(7),
+        })
     }
 
     impl Model {

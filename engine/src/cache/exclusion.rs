@@ -15,7 +15,7 @@
 //! DIRTY is set under exclusive possession, before it is given back, and cleared by the shard after step 2 has found
 //! nobody: a change is in what the device reads, or leaves its page dirty.
 
-use super::folio::{Access, FolioHeader, FolioKey, FolioOrder, Released};
+use super::folio::{Access, FolioHeader, FolioKey, FolioOrder, Identity, Released};
 use super::tags::{Tag, TagNodes};
 #[cfg(loom)]
 use crate::primitives::{Ordering, fence};
@@ -56,7 +56,7 @@ pub(crate) fn try_exclusive(
     (order, within): (FolioOrder, u64),
     access: Access,
 ) -> Result<(), Released> {
-    head.try_exclusive(within, access, || own.key() == key && own.order() == order)?;
+    head.try_exclusive(within, access, || own.identity() == Identity::new(key, order))?;
     between_announcing_and_looking();
     if marks.marked(own.tag_leaf(), Tag::Writeback) & leaf_bit(key.page()) == 0 {
         return Ok(());
@@ -79,7 +79,7 @@ pub(crate) fn try_exclusive_beside_device(
     (order, within): (FolioOrder, u64),
     access: Access,
 ) -> Result<(), Released> {
-    head.try_exclusive(within, access, || own.key() == key && own.order() == order)?;
+    head.try_exclusive(within, access, || own.identity() == Identity::new(key, order))?;
     between_announcing_and_looking();
     if closed_beside_device(marks, own.tag_leaf()) & leaf_bit(key.page()) == 0 {
         return Ok(());

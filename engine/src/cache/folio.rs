@@ -9,10 +9,10 @@
 //! # The state word
 //!
 //! ```text
-//!  63       35 34 33 32 31         22 21 20 19 18 17 16 15             0
-//! ┌───────────┬──┬─────┬─────────────┬──┬──┬──┬──┬──┬──┬────────────────┐
-//! │ version   │BI│     │ filled      │RE│WA│UN│FR│RA│EX│ shared pins    │
-//! └───────────┴──┴─────┴─────────────┴──┴──┴──┴──┴──┴──┴────────────────┘
+//!  63               33 32         23 22 21 20 19 18 17 16 15             0
+//! ┌───────────────────┬─────────────┬──┬──┬──┬──┬──┬──┬──┬────────────────┐
+//! │ version           │ filled      │BI│RE│WA│UN│FR│RA│EX│ shared pins    │
+//! └───────────────────┴─────────────┴──┴──┴──┴──┴──┴──┴──┴────────────────┘
 //! ```
 //!
 //! | field | set by | meaning |
@@ -41,6 +41,8 @@
 //! 3. The word is changed by read-modify-write only, never stored: a pin attempt that fails leaves a `+1`
 //!    for a moment, which must survive whatever the shard does meanwhile.
 //! 4. Order and keys of a folio's headers change only while its head is frozen: who holds a pin finds them stable.
+//! 5. Of a biased folio the first page is filled: BIASED is set under a pin, and what is filled gets less only while the
+//!    folio is frozen, which it isn't while it is biased.
 
 use super::published::{self, Slot};
 use super::reclaim::Rank;
@@ -53,7 +55,7 @@ pub(crate) struct FrameId(pub u32);
 /// "No frame" in links between headers.
 pub(crate) const NONE: u32 = u32::MAX;
 
-/// Which page of which mapping a folio holds: the mapping's slot in the top 16 bits, the page index below.
+/// Which page of which mapping a folio holds: the mapping's slot in bits 48 to 59, the page index below.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct FolioKey(pub u64);
 
@@ -64,10 +66,19 @@ impl FolioKey {
     /// Pages that keys can name.
     pub(crate) const PAGES_MAX: u64 = 1 << Self::INDEX_BITS;
 
+    const BITS: u32 = 60;
+    const ALL: u64 = (1 << Self::BITS) - 1;
+
     #[inline]
     pub(crate) const fn new(mapping: u16, page: u64) -> Self {
-        debug_assert!(page < 1 << Self::INDEX_BITS);
+        debug_assert!(page < 1 << Self::INDEX_BITS && mapping < 1 << (Self::BITS - Self::INDEX_BITS));
         Self((mapping as u64) << Self::INDEX_BITS | page)
+    }
+
+    /// The key `pages` pages further on; far outside the mapping it is anything.
+    #[inline]
+    pub(crate) const fn wrapping_offset(self, pages: u64) -> Self {
+        Self(self.0.wrapping_add(pages))
     }
 
     pub(crate) const fn mapping(self) -> u16 {
@@ -76,6 +87,31 @@ impl FolioKey {
 
     pub(crate) const fn page(self) -> u64 {
         self.0 & ((1 << Self::INDEX_BITS) - 1)
+    }
+}
+
+/// What a frame is: a page, and how large the folio is that it is a part of. One word, so that who looks a page up
+/// compares both at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity(u64);
+
+impl Identity {
+    /// Of a free frame: no page's.
+    const FREE: Self = Self(FolioKey::ALL);
+
+    #[inline]
+    pub(crate) const fn new(key: FolioKey, order: FolioOrder) -> Self {
+        Self(key.0.wrapping_add((order.0 as u64) << FolioKey::BITS))
+    }
+
+    #[inline]
+    pub(crate) const fn key(self) -> FolioKey {
+        FolioKey(self.0 & FolioKey::ALL)
+    }
+
+    #[inline]
+    pub(crate) const fn order(self) -> FolioOrder {
+        FolioOrder((self.0 >> FolioKey::BITS) as u8)
     }
 }
 
@@ -89,11 +125,11 @@ const READAHEAD: u64 = 1 << 17;
 const UNUSED: u64 = 1 << 19;
 const WAITERS: u64 = 1 << 20;
 const REFERENCED: u64 = 1 << 21;
+const BIASED: u64 = 1 << 22;
 /// One page more is filled.
-const FILL: u64 = 1 << 22;
-const FILLED: u64 = 0x3FF << 22;
-const BIASED: u64 = 1 << 34;
-const VERSION: u64 = 1 << 35;
+const FILL: u64 = 1 << 23;
+const FILLED: u64 = 0x3FF << 23;
+const VERSION: u64 = 1 << 33;
 
 /// How large a folio is: 2^order pages, from one page to 512 (2 MiB).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -157,12 +193,13 @@ impl FolioState {
     pub(crate) const fn referenced(self) -> bool {
         self.0 & REFERENCED != 0
     }
-    /// Whether a pin on the folio's page `within` may be published, which changes nothing in this word: the folio is in use
-    /// already, and nothing is to be told of readahead.
+    /// Whether a pin on the folio's first page may be published, which changes nothing in this word: the folio is in use
+    /// already, and nothing is to be told of readahead. It is filled (invariant 5).
     #[inline]
-    const fn publishable(self, within: u64) -> bool {
+    const fn publishable(self) -> bool {
         const DECISIVE: u64 = EXCLUSIVE | FROZEN | BIASED | REFERENCED | READAHEAD | UNUSED;
-        self.0 & DECISIVE == BIASED | REFERENCED && self.filled() > within
+        // All of them lie in the lower half: shorter constants.
+        self.0 as u32 & DECISIVE as u32 == (BIASED | REFERENCED) as u32
     }
     /// Whether a shared pin on the folio's page `within` could be granted now.
     #[inline]
@@ -242,8 +279,8 @@ impl ReadAhead {
 #[derive(Debug)]
 pub(crate) struct FolioHeader {
     state: AtomicU64,
-    /// [`FolioKey`]; written by the shard while FROZEN, checked by threads after they pinned.
-    key: AtomicU64,
+    /// [`Identity`]; written by the shard while FROZEN, checked by threads after they pinned.
+    identity: AtomicU64,
     /// Next header in the index bucket; written by the shard.
     pub(crate) bucket_next: AtomicU32,
     /// The tag leaf of this page; written by the shard while FROZEN, stable for whoever holds a pin. Of a free block's first
@@ -251,12 +288,12 @@ pub(crate) struct FolioHeader {
     pub(crate) tag_leaf: AtomicU32,
     /// The frame behind this one in its queue of eviction; the shard's alone.
     pub(crate) queue_next: AtomicU32,
-    /// The folio's order, in each of its headers; with [`FREE_BLOCK`], the first frame of a free block. Above that what
-    /// eviction keeps, which is the shard's alone: the folio's rank, in its head, and whether the frame stands in a queue.
-    order: AtomicU32,
+    /// What the shard notes of the frame for itself: of the first frame of a free block its order and [`FREE_BLOCK`]; for
+    /// eviction the folio's rank, in its head, and whether the frame stands in a queue.
+    notes: AtomicU32,
 }
 
-const ORDER: u32 = 0xF;
+const FREE_ORDER: u32 = 0xF;
 const FREE_BLOCK: u32 = 1 << 8;
 const RANK_SHIFT: u32 = 12;
 const RANK: u32 = 0xF << RANK_SHIFT;
@@ -273,11 +310,11 @@ impl FolioHeader {
     pub(crate) fn new() -> Self {
         Self {
             state: AtomicU64::new(FROZEN),
-            key: AtomicU64::new(u64::MAX),
+            identity: AtomicU64::new(Identity::FREE.0),
             bucket_next: AtomicU32::new(NONE),
             tag_leaf: AtomicU32::new(NONE),
             queue_next: AtomicU32::new(NONE),
-            order: AtomicU32::new(0),
+            notes: AtomicU32::new(0),
         }
     }
 
@@ -287,8 +324,13 @@ impl FolioHeader {
     }
 
     #[inline]
+    pub(crate) fn identity(&self) -> Identity {
+        Identity(self.identity.load(Ordering::Relaxed))
+    }
+
+    #[inline]
     pub(crate) fn key(&self) -> FolioKey {
-        FolioKey(self.key.load(Ordering::Relaxed))
+        self.identity().key()
     }
 
     #[inline]
@@ -296,17 +338,10 @@ impl FolioHeader {
         self.tag_leaf.load(Ordering::Relaxed)
     }
 
-    /// The order of the folio that this frame is, or was, a part of.
+    /// The order of the folio that this frame is a part of; 0 of a free one.
     #[inline]
     pub(crate) fn order(&self) -> FolioOrder {
-        FolioOrder((self.order.load(Ordering::Relaxed) & ORDER) as u8)
-    }
-
-    /// Whether this frame is one of a folio of exactly this order.
-    #[inline]
-    pub(crate) fn is_of_order(&self, order: FolioOrder) -> bool {
-        // Nothing of it is free, since its page is looked up; what eviction keeps beside the order is nobody else's.
-        self.order.load(Ordering::Relaxed) & ORDER == u32::from(order.0)
+        self.identity().order()
     }
 
     // ---- any thread -------------------------------------------------------------------------------------
@@ -381,12 +416,26 @@ impl FolioHeader {
         within: u64,
         holds: impl FnOnce() -> bool,
     ) -> Result<(), Released> {
-        if !self.state().publishable(within) {
+        if !self.state().publishable() {
             return Err(Released::Quiet);
         }
         slot.set(self);
         // Acquire, as in `try_pin`.
-        if self.state().publishable(within) && holds() { Ok(()) } else { Err(self.unpublish(slot)) }
+        let seen = self.state();
+        if seen.publishable() && seen.filled() > within && holds() {
+            Ok(())
+        } else {
+            Err(self.unpublish(slot))
+        }
+    }
+
+    /// As [`try_publish`](Self::try_publish) for the folio's first page, if the folio `is` the wanted one, where that is likely: it isn't
+    /// looked at before.
+    #[inline]
+    pub(crate) fn try_publish_likely(&self, slot: &Slot, is: Identity) -> Result<(), Released> {
+        slot.set(self);
+        // Acquire, as in `try_pin`.
+        if self.state().publishable() && self.identity() == is { Ok(()) } else { Err(self.unpublish(slot)) }
     }
 
     /// Gives a published pin back.
@@ -543,63 +592,68 @@ impl FolioHeader {
     /// Gives a frame that is frozen its page and its leaf, as a part of a folio of `order`.
     pub(crate) fn assign(&self, key: FolioKey, tag_leaf: u32, order: FolioOrder) {
         debug_assert!(self.state().frozen());
-        self.key.store(key.0, Ordering::Relaxed);
+        self.identity.store(Identity::new(key, order).0, Ordering::Relaxed);
         self.tag_leaf.store(tag_leaf, Ordering::Relaxed);
-        self.set_order(order);
     }
 
     /// Makes the frame a part of a folio of `order`; the folio's head is frozen.
     pub(crate) fn set_order(&self, order: FolioOrder) {
-        self.change_order_word(ORDER | FREE_BLOCK, u32::from(order.0));
+        self.identity.store(Identity::new(self.key(), order).0, Ordering::Relaxed);
     }
 
-    /// Of the word with the order the shard alone changes anything, so it needs no read-modify-write.
-    fn change_order_word(&self, cleared: u32, set: u32) {
-        self.order.store(self.order.load(Ordering::Relaxed) & !cleared | set, Ordering::Relaxed);
+    /// The shard alone looks at them, so they need no read-modify-write.
+    fn change_notes(&self, cleared: u32, set: u32) {
+        self.notes.store(self.notes.load(Ordering::Relaxed) & !cleared | set, Ordering::Relaxed);
     }
 
     /// Makes the frame the first of a free block.
     pub(crate) fn set_free_block(&self, order: FolioOrder) {
-        self.change_order_word(ORDER, u32::from(order.0) | FREE_BLOCK);
+        self.change_notes(FREE_ORDER, u32::from(order.0) | FREE_BLOCK);
+    }
+
+    /// The free block that began here is none any more.
+    pub(crate) fn clear_free_block(&self) {
+        self.change_notes(FREE_ORDER | FREE_BLOCK, 0);
     }
 
     /// Whether the frame is the first of a free block of exactly this order.
     pub(crate) fn is_free_block(&self, order: FolioOrder) -> bool {
-        self.order.load(Ordering::Relaxed) & (ORDER | FREE_BLOCK) == u32::from(order.0) | FREE_BLOCK
+        let wanted = u32::from(order.0) | FREE_BLOCK;
+        self.notes.load(Ordering::Relaxed) & (FREE_ORDER | FREE_BLOCK) == wanted
     }
 
     /// Whether the frame holds a page: the shard alone knows.
     pub(crate) fn is_in_use(&self) -> bool {
-        self.key.load(Ordering::Relaxed) != u64::MAX
+        self.identity() != Identity::FREE
     }
 
     /// What the folio, whose head this is, has proven to eviction.
     pub(crate) fn rank(&self) -> Rank {
-        Rank((self.order.load(Ordering::Relaxed) & RANK) >> RANK_SHIFT)
+        Rank((self.notes.load(Ordering::Relaxed) & RANK) >> RANK_SHIFT)
     }
 
     pub(crate) fn set_rank(&self, rank: Rank) {
-        self.change_order_word(RANK, rank.0 << RANK_SHIFT);
+        self.change_notes(RANK, rank.0 << RANK_SHIFT);
     }
 
     /// Whether the frame stands in a queue of eviction.
     pub(crate) fn is_queued(&self) -> bool {
-        self.order.load(Ordering::Relaxed) & QUEUED != 0
+        self.notes.load(Ordering::Relaxed) & QUEUED != 0
     }
 
     pub(crate) fn set_queued(&self) {
-        self.change_order_word(0, QUEUED);
+        self.change_notes(0, QUEUED);
     }
 
     /// The frame stands in a queue for a folio that is gone, and is another's now.
     pub(crate) fn set_requeued(&self) {
-        self.change_order_word(0, REQUEUED);
+        self.change_notes(0, REQUEUED);
     }
 
     /// The frame has left its queue; true where it stood there for a folio that is gone.
     pub(crate) fn take_queued(&self) -> bool {
-        let requeued = self.order.load(Ordering::Relaxed) & REQUEUED != 0;
-        self.change_order_word(QUEUED | REQUEUED, 0);
+        let requeued = self.notes.load(Ordering::Relaxed) & REQUEUED != 0;
+        self.change_notes(QUEUED | REQUEUED, 0);
         requeued
     }
 
@@ -769,7 +823,7 @@ impl FolioHeader {
                 Err(now) => seen = now,
             }
         }
-        self.key.store(u64::MAX, Ordering::Relaxed);
+        self.identity.store(Identity::FREE.0, Ordering::Relaxed);
     }
 
     /// Sets `set` if none of `blockers` is set and at least `filled` pages are filled. A concurrent pin attempt that is
@@ -810,8 +864,10 @@ mod tests {
 
     #[test]
     fn key_keeps_mapping_and_page_apart() {
-        let key = FolioKey::new(u16::MAX, (1 << FolioKey::INDEX_BITS) - 1);
-        assert_eq!((key.mapping(), key.page()), (u16::MAX, (1 << 48) - 1));
+        let key = FolioKey::new(4095, (1 << FolioKey::INDEX_BITS) - 1);
+        assert_eq!((key.mapping(), key.page()), (4095, (1 << 48) - 1));
+        let identity = Identity::new(key, FolioOrder::MAX);
+        assert_eq!((identity.key(), identity.order()), (key, FolioOrder::MAX));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! or meet one that isn't wanted any more; it is never wrong in a way that matters, because who finds a
 //! frame pins it and checks its identity, and who finds none asks the shard, whose own look-up is exact.
 
-use super::folio::{FolioHeader, FolioKey, FrameId, NONE};
+use super::folio::{FolioHeader, FolioKey, FrameId, Identity, NONE};
 use super::table::Table;
 use crate::primitives::{AtomicU32, Ordering};
 
@@ -63,11 +63,32 @@ impl FolioIndex {
         headers: &'h [FolioHeader],
         key: FolioKey,
     ) -> Option<(FrameId, &'h FolioHeader)> {
+        self.walk(headers, key, |folio| folio.key() == key)
+    }
+
+    /// As [`find_entry`](Self::find_entry), where `key` is a page of a folio of just the order that `is` says.
+    #[inline]
+    pub(crate) fn find_as<'h>(
+        &self,
+        headers: &'h [FolioHeader],
+        key: FolioKey,
+        is: Identity,
+    ) -> Option<(FrameId, &'h FolioHeader)> {
+        self.walk(headers, key, |folio| folio.identity() == is)
+    }
+
+    #[inline]
+    fn walk<'h>(
+        &self,
+        headers: &'h [FolioHeader],
+        key: FolioKey,
+        is_wanted: impl Fn(&FolioHeader) -> bool,
+    ) -> Option<(FrameId, &'h FolioHeader)> {
         let mut at = self.bucket(key).load(Ordering::Acquire);
         for _ in 0..WALK_MAX {
             // NONE, too, is out of bounds.
             let folio = headers.get(at as usize)?;
-            if folio.key() == key {
+            if is_wanted(folio) {
                 return Some((FrameId(at), folio));
             }
             at = folio.bucket_next.load(Ordering::Acquire);

@@ -33,7 +33,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use balance::DirtyBalance;
 use exclusion::{LEAF_PAGES, leaf_bit, leaf_bits};
-use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, ReadAhead, Released};
+use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, Identity, ReadAhead, Released};
 use frames::FrameMemory;
 use index::FolioIndex;
 use lsn::{GatedMappings, Lsn, PageLsns};
@@ -161,19 +161,19 @@ impl SharedCache {
         self.folio(self.place(frame).head)
     }
 
-    /// Takes a published pin on the page `key`, if that is a folio of `order`, biased, and the calling thread has a slot: the
-    /// shortest way to a page in use. Where it ends early nothing is known.
+    /// Takes a published pin on the page `key`, if its header says that it `is` as expected, a folio by itself, biased, and the
+    /// calling thread has a slot: the shortest way to a page in use. Where it ends early nothing is known.
     #[inline]
     pub(crate) fn pin_published(
         &self,
         block: &'static ThreadBlock,
         key: FolioKey,
-        order: FolioOrder,
+        is: Identity,
     ) -> Result<(FrameId, &FolioHeader, &'static Slot), Released> {
         let slot = block.free_slot().ok_or(Released::Quiet)?;
-        let (frame, folio) = self.index.find_entry(&self.headers, key).ok_or(Released::Quiet)?;
+        let (frame, folio) = self.index.find_as(&self.headers, key, is).ok_or(Released::Quiet)?;
         // A kick that is due may be another page's by now: it mustn't be left to the longer way, which looks at this one.
-        folio.try_publish(slot, 0, || folio.key() == key && folio.is_of_order(order))?;
+        folio.try_publish_likely(slot, is)?;
         Ok((frame, folio, slot))
     }
 
@@ -183,7 +183,7 @@ impl SharedCache {
     pub(crate) fn try_pin(&self, frame: FrameId, key: FolioKey) -> Result<SharedHold, Released> {
         let (place, own) = (self.place(frame), self.folio(frame));
         let head = self.folio(place.head);
-        let holds = || own.key() == key && own.order() == place.order;
+        let holds = || own.identity() == Identity::new(key, place.order);
         let mut undone = Released::Quiet;
         if let Some(slot) = published::this_thread().and_then(|block| block.free_slot()) {
             match head.try_publish(slot, place.within, holds) {

@@ -181,7 +181,7 @@ impl Mapping {
             std::future::poll_fn(|context| {
                 gather.poll(context, |_, tag, pin| {
                     // A pin that is kept is of a folio of its own.
-                    let order = pin.link.cache.place(pin.frame).order;
+                    let order = pin.folio.order();
                     pins[tag as usize] = Some(pin).filter(|_| order == self.open.shape.order);
                 })
             })

@@ -1,9 +1,10 @@
 //! Hits: pages that are cached, held and copied by the thread that wants them, without the shard.
 
+use super::near::NearPage;
 use super::{Mapping, PAGE, Writing, split};
 use crate::cache::SharedHold;
 use crate::cache::balance::ReservedPages;
-use crate::cache::folio::{Access, FolioKey, FolioOrder, FrameId, ReadAhead};
+use crate::cache::folio::{Access, FolioOrder, FrameId, ReadAhead};
 use crate::cache::frames::PAGE_BYTES;
 use crate::cache::published::ThreadBlock;
 use crate::cache::shape::Stability;
@@ -29,11 +30,8 @@ impl Mapping {
     /// to get there, and so for every load before them.
     #[inline(always)]
     pub(crate) fn pin_in_use(&self, block: &'static ThreadBlock, page: u64) -> Option<PagePin<'_>> {
-        let order = self.open.shape.order;
-        let first = self.first(page);
-        let link = self.link(first);
-        let key = FolioKey::new(self.open.shape.slot, first % FolioKey::PAGES_MAX);
-        let (frame, folio, slot) = match link.cache.pin_published(block, key, order) {
+        let NearPage { link, cache, key, alone } = self.near.page(&self.engine, &self.open, page);
+        let (frame, folio, slot) = match cache.pin_published(block, key, alone) {
             Ok(held) => held,
             Err(released) => {
                 link.after_release(released);
@@ -45,8 +43,9 @@ impl Mapping {
             link.after_release(folio.unpublish(slot));
             return None;
         }
-        link.hits.read(1);
-        Some(PagePin { link, folio, frame, len_bytes: PAGE_BYTES << order.0, slot: Some(slot), note: None })
+        link.hits.read_by(block, 1);
+        let (bytes, len_bytes) = (cache.frames.address(frame), self.near.page_bytes);
+        Some(PagePin { link, folio, bytes, len_bytes, slot: Some(slot), note: None })
     }
 
     /// Pins a page to be kept: only one that is a folio by itself, since its holder may ask for the next one.
@@ -150,7 +149,8 @@ impl Mapping {
         let rest = self.len().saturating_sub(first * PAGE);
         let len_bytes = if len_bytes as u64 <= rest { len_bytes } else { rest as usize };
         let folio = link.cache.folio(hold.place.head);
-        PagePin { link, folio, frame, len_bytes, slot: hold.slot, note: None }
+        let bytes = link.cache.frames.address(frame);
+        PagePin { link, folio, bytes, len_bytes, slot: hold.slot, note: None }
     }
 
     /// A pin of pages that the shard granted.

@@ -464,7 +464,7 @@ impl Mapping {
 
     /// A mapping that may not be opened after all: nobody gets another handle of it.
     pub(crate) fn refuse_open(&self) {
-        self.open.closed.store(true, Ordering::SeqCst);
+        self.open.end.close();
         self.open.dropped.store(true, Ordering::SeqCst);
     }
 }

@@ -6,10 +6,10 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Mapping;
-use crate::cache::folio::{FolioHeader, FolioKey, FolioOrder, FrameId};
-use crate::cache::frames::PAGE_BYTES;
+use super::near::NearPage;
+use crate::cache::SharedCache;
+use crate::cache::folio::{FolioHeader, FolioOrder, FolioState, FrameId};
 use crate::error::Result;
-use crate::shard::link::ShardLink;
 
 /// Looks at a page that fail before it is pinned after all: its writers are too busy.
 const LOOKS: u32 = 3;
@@ -140,23 +140,20 @@ impl Mapping {
     /// One look at a page that is cached, and exists whole.
     #[inline(always)]
     pub(crate) fn look<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Option<R> {
-        let shape = &self.open.shape;
-        let first = self.first(page);
-        let link = self.link(first);
-        let key = FolioKey::new(shape.slot, first % FolioKey::PAGES_MAX);
-        let (frame, own) = link.cache.index.find_entry(&link.cache.headers, key)?;
-        let order = own.order();
-        let (head, within) =
-            if order == shape.order { (own, 0) } else { Self::within_larger(link, frame, order) };
-        let last = within + shape.order.pages() - 1;
-        let before = head.begin_reading(last)?;
+        let NearPage { link, cache, key, alone } = self.near.page(&self.engine, &self.open, page);
+        let (frame, own) = cache.index.find_entry(&cache.headers, key)?;
+        let is = own.identity();
+        let (head, before) = if is == alone {
+            (own, own.begin_reading(self.near.last)?)
+        } else {
+            self.within_larger(cache, frame, is.order())?
+        };
         // Looked at after that: should the frame become another page's, or another folio's, the head's version changes, or
         // what is filled of it.
-        if own.key() != key || own.order() != order {
+        if own.identity() != is {
             return None;
         }
-        let len_bytes = PAGE_BYTES << shape.order.0;
-        let first = link.cache.frames.address(frame);
+        let (first, len_bytes) = (cache.frames.address(frame), self.near.page_bytes);
         // Behind the mapping's end, or of a mapping that was closed, this shows bytes that aren't its own, and counts for nothing.
         let seen = read(PageView { first, len_bytes, page: PhantomData });
         if !head.is_unchanged(before) || !self.has_whole(page) {
@@ -166,18 +163,24 @@ impl Mapping {
         Some(seen)
     }
 
-    /// The header that counts for a page which seems to be part of a larger folio, and its place there.
+    /// The header that counts for a page which seems to be part of a larger folio, as it is.
     #[cold]
-    fn within_larger(link: &ShardLink, frame: FrameId, order: FolioOrder) -> (&FolioHeader, u64) {
+    fn within_larger<'a>(
+        &self,
+        cache: &'a SharedCache,
+        frame: FrameId,
+        order: FolioOrder,
+    ) -> Option<(&'a FolioHeader, FolioState)> {
         let within = u64::from(frame.0) & (order.pages() - 1);
-        (link.cache.folio(FrameId(frame.0 - within as u32)), within)
+        let head = cache.folio(FrameId(frame.0 - within as u32));
+        let last = within + self.open.shape.order.pages() - 1;
+        Some((head, head.begin_reading(last)?))
     }
 
     /// Whether all of a page exists, now, in a mapping that is open. Behind the end a frame's bytes may become zeros beside
     /// anybody who doesn't hold it.
     #[inline]
     pub(super) fn has_whole(&self, page: u64) -> bool {
-        let whole = self.len() >> (PAGE_BYTES.trailing_zeros() + u32::from(self.open.shape.order.0));
-        page < whole && !self.open.closed.load(Ordering::Relaxed)
+        page < self.open.end.whole_pages()
     }
 }

@@ -479,7 +479,7 @@ impl Shard {
     fn receive(&mut self, Message { slot, request }: Message) {
         match request {
             Request::Open(mapping) => {
-                if mapping.closed.load(Ordering::SeqCst) {
+                if mapping.end.is_closed() {
                     return self.answer(slot, Err(Error::Closed));
                 }
                 let number = mapping.shape.slot;

@@ -19,7 +19,7 @@ use crate::writeback::pass::PassState;
 #[derive(Debug)]
 pub(crate) struct OpenMapping {
     pub shape: MappingShape,
-    /// Where it ends now.
+    /// Where it ends now, and whether it is closed.
     pub end: FileEnd,
     /// Which gate its pages wait for, and whose log it holds.
     pub gates: MappingGates,
@@ -37,8 +37,6 @@ pub(crate) struct OpenMapping {
     pub labels: LabelTurn,
     /// By shard.
     pub writeback: Box<[MappingWriteback]>,
-    /// Set when the mapping is closed: handles refuse from then on.
-    pub closed: AtomicBool,
     /// Why it was closed, where a shard's panic did that.
     pub failure: OnceLock<Error>,
     /// Set when every shard has dropped it: only then its range and, with the last handle, its slot are free.
@@ -49,7 +47,7 @@ impl OpenMapping {
     /// A shard has panicked: handles refuse from now on, hits included.
     pub(crate) fn fail(&self, error: &Error) {
         self.failure.get_or_init(|| error.clone());
-        self.closed.store(true, Ordering::SeqCst);
+        self.end.close();
     }
 
     /// What handles of a closed mapping are told.
