@@ -101,7 +101,13 @@ impl Identity {
 
     #[inline]
     pub(crate) const fn new(key: FolioKey, order: FolioOrder) -> Self {
-        Self(key.0.wrapping_add((order.0 as u64) << FolioKey::BITS))
+        Self(key.0 | (order.0 as u64) << FolioKey::BITS)
+    }
+
+    /// The identity of a page `pages` pages further on; far outside the mapping it is anything.
+    #[inline]
+    pub(crate) const fn wrapping_offset(self, pages: u64) -> Self {
+        Self(self.0.wrapping_add(pages))
     }
 
     #[inline]

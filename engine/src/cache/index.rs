@@ -17,10 +17,13 @@ const NEIGHBOUR_BITS: u32 = 4;
 
 #[derive(Debug)]
 pub(crate) struct FolioIndex {
-    buckets: Table<AtomicU32>,
-    /// Groups of neighbouring buckets.
-    groups: u64,
+    groups: Table<Group>,
 }
+
+/// The buckets of neighbouring pages.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Group([AtomicU32; 1 << NEIGHBOUR_BITS]);
 
 impl FolioIndex {
     /// A table for `frames` frames, with seven buckets for eight of them.
@@ -29,25 +32,21 @@ impl FolioIndex {
     /// The system's, when the memory can't be had.
     pub(crate) fn new(frames: usize) -> std::io::Result<Self> {
         let groups = (frames - frames / 8).div_ceil(1 << NEIGHBOUR_BITS).max(1);
-        Ok(Self {
-            buckets: Table::new(groups << NEIGHBOUR_BITS, || AtomicU32::new(NONE))?,
-            groups: groups as u64,
-        })
+        Ok(Self { groups: Table::new(groups, || Group(std::array::from_fn(|_| AtomicU32::new(NONE))))? })
     }
 
     /// Bytes that the table occupies.
     pub(crate) fn size_bytes(&self) -> usize {
-        size_of_val(&*self.buckets)
+        size_of_val(&*self.groups)
     }
 
     #[inline]
     fn bucket(&self, key: FolioKey) -> &AtomicU32 {
         // Fibonacci hashing of the group; the low bits stay in order inside the group.
-        let group = (key.0 >> NEIGHBOUR_BITS).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let hash = (key.0 >> NEIGHBOUR_BITS).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         // The hash's upper half as a fraction of one, of the groups: any number of them will do.
-        let group = ((group >> 32) * self.groups) >> 32;
-        let slot = group << NEIGHBOUR_BITS | key.0 & ((1 << NEIGHBOUR_BITS) - 1);
-        &self.buckets[slot as usize]
+        let group = ((hash >> 32) * self.groups.len() as u64) >> 32;
+        &self.groups[group as usize].0[key.0 as usize % (1 << NEIGHBOUR_BITS)]
     }
 
     /// The frame that seems to hold `key`. Any thread; the answer is a hint to pin and check.

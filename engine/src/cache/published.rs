@@ -87,7 +87,7 @@ fn address(head: &FolioHeader) -> u64 {
 /// What is kept of each thread that uses an engine: the slots of its published pins, and which lane of the hit counters is
 /// its own. Made once, never freed, used again by later threads.
 #[derive(Debug)]
-#[repr(align(128))]
+#[repr(C, align(128))]
 pub(crate) struct ThreadBlock {
     slots: [Slot; SLOTS],
     /// No other block in use has this number.

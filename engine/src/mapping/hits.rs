@@ -30,8 +30,8 @@ impl Mapping {
     /// to get there, and so for every load before them.
     #[inline(always)]
     pub(crate) fn pin_in_use(&self, block: &'static ThreadBlock, page: u64) -> Option<PagePin<'_>> {
-        let NearPage { link, cache, key, alone } = self.near.page(&self.engine, &self.open, page);
-        let (frame, folio, slot) = match cache.pin_published(block, key, alone) {
+        let NearPage { link, key, alone } = self.near.page(&self.engine, &self.open, page);
+        let (frame, folio, slot) = match link.cache.pin_published(block, key, alone) {
             Ok(held) => held,
             Err(released) => {
                 link.after_release(released);
@@ -44,7 +44,7 @@ impl Mapping {
             return None;
         }
         link.hits.read_by(block, 1);
-        let (bytes, len_bytes) = (cache.frames.address(frame), self.near.page_bytes);
+        let (bytes, len_bytes) = (link.cache.frames.address(frame), self.near.page_bytes);
         Some(PagePin { link, folio, bytes, len_bytes, slot: Some(slot), note: None })
     }
 

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use crate::cache::SharedCache;
 use crate::cache::folio::{FolioKey, FolioOrder, Identity};
 use crate::cache::frames::PAGE_BYTES;
 use crate::engine::EngineInner;
@@ -14,11 +13,11 @@ use crate::shard::open::OpenMapping;
 pub(super) struct Near {
     /// The first shard, which is mostly the only one.
     link: Arc<ShardLink>,
-    cache: Arc<SharedCache>,
-    /// The key of the mapping's first page.
-    key: FolioKey,
-    order: FolioOrder,
     is_only_shard: bool,
+    order: FolioOrder,
+    /// The key of the mapping's first page, and its identity as a folio by itself.
+    key: FolioKey,
+    alone: Identity,
     /// Bytes of a page.
     pub page_bytes: usize,
     /// The last of a page's pages of 4096 bytes.
@@ -28,7 +27,6 @@ pub(super) struct Near {
 /// A page on the shortest way.
 pub(super) struct NearPage<'a> {
     pub link: &'a ShardLink,
-    pub cache: &'a SharedCache,
     pub key: FolioKey,
     /// What the header of its frame says if it is a folio by itself.
     pub alone: Identity,
@@ -37,10 +35,10 @@ pub(super) struct NearPage<'a> {
 impl Near {
     pub(super) fn new(engine: &EngineInner, open: &OpenMapping) -> Self {
         let link = engine.links[0].clone();
-        let (cache, order) = (link.cache.clone(), open.shape.order);
-        let (key, is_only_shard) = (open.shape.key(0), engine.links.len() == 1);
+        let (order, key, is_only_shard) = (open.shape.order, open.shape.key(0), engine.links.len() == 1);
         let (page_bytes, last) = (PAGE_BYTES << order.0, order.pages() - 1);
-        Self { link, cache, key, order, is_only_shard, page_bytes, last }
+        let alone = Identity::new(key, order);
+        Self { link, is_only_shard, order, key, alone, page_bytes, last }
     }
 
     /// Where `page` is, if the mapping has it. Far behind the mapping's end the key may be another page's: the caller looks
@@ -48,13 +46,8 @@ impl Near {
     #[inline(always)]
     pub(super) fn page<'a>(&'a self, engine: &'a EngineInner, open: &OpenMapping, page: u64) -> NearPage<'a> {
         let first = page << self.order.0;
-        let (link, cache) = if self.is_only_shard {
-            (&*self.link, &*self.cache)
-        } else {
-            let link = &*engine.links[open.shape.striping.shard_of(first)];
-            (link, &*link.cache)
-        };
-        let key = self.key.wrapping_offset(first);
-        NearPage { link, cache, key, alone: Identity::new(key, self.order) }
+        let link =
+            if self.is_only_shard { &self.link } else { &engine.links[open.shape.striping.shard_of(first)] };
+        NearPage { link, key: self.key.wrapping_offset(first), alone: self.alone.wrapping_offset(first) }
     }
 }

@@ -140,7 +140,8 @@ impl Mapping {
     /// One look at a page that is cached, and exists whole.
     #[inline(always)]
     pub(crate) fn look<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Option<R> {
-        let NearPage { link, cache, key, alone } = self.near.page(&self.engine, &self.open, page);
+        let NearPage { link, key, alone } = self.near.page(&self.engine, &self.open, page);
+        let cache = &*link.cache;
         let (frame, own) = cache.index.find_entry(&cache.headers, key)?;
         let is = own.identity();
         let (head, before) = if is == alone {
