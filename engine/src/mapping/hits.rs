@@ -110,6 +110,10 @@ impl Mapping {
     ) -> Option<PagePinMut<'_>> {
         let (link, key) = (self.link(first), self.open.shape.key(first));
         let frame = link.cache.index.find(&link.cache.headers, key)?;
+        if access == Access::Overwrite {
+            // Of one that turns out to be another page's, or somebody's, it costs a little and does nothing.
+            link.cache.frames.prefetch(frame);
+        }
         match link.cache.try_exclusive(frame, key, (access, stability)) {
             Ok(place) => {
                 let single = place.order == FolioOrder(0) || pages == 1;
