@@ -5,7 +5,7 @@
 //! changes a page says so before and afterwards, so whoever reads it knows between which generations what it meets has to lie.
 //! After a discard a page is zeros; its generation is then a multiple of [`ZEROS_EVERY`], which no write leaves behind.
 //!
-//! `FOLIANT_SOAK_SECONDS` says for how long (20 without it), `FOLIANT_SEED` from which seed; both are printed.
+//! `FOLIANT_SOAK_SECONDS` says for how long (60 without it), `FOLIANT_SEED` from which seed; both are printed.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -324,7 +324,7 @@ fn number(variable: &str, default: u64) -> u64 {
 
 #[test]
 fn eight_threads_on_everything_at_once_lose_nothing_and_all_counts_agree() {
-    let (seed, seconds) = (number("FOLIANT_SEED", 7), number("FOLIANT_SOAK_SECONDS", 20));
+    let (seed, seconds) = (number("FOLIANT_SEED", 7), number("FOLIANT_SOAK_SECONDS", 60));
     println!("FOLIANT_SEED={seed} FOLIANT_SOAK_SECONDS={seconds}");
     let config = EmulatedConfig {
         latency: Latency::uniform(Duration::from_micros(10)),

@@ -180,6 +180,10 @@ mod tests {
         assert_eq!(end.whole_pages(), 2, "not before it is published");
         change.publish();
         assert_eq!(end.whole_pages(), 5);
+        let change = end.try_change().unwrap();
+        change.shrink_to(32_767);
+        assert_eq!(end.whole_pages(), 3, "before who has what is cut off is waited for");
+        drop(change);
         assert!(end.close() && !end.close(), "of two that close it one does");
         assert_eq!(end.whole_pages(), 0);
         end.try_change().unwrap().shrink_to(8191);
