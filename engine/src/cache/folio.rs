@@ -41,8 +41,6 @@
 //! 3. The word is changed by read-modify-write only, never stored: a pin attempt that fails leaves a `+1`
 //!    for a moment, which must survive whatever the shard does meanwhile.
 //! 4. Order and keys of a folio's headers change only while its head is frozen: who holds a pin finds them stable.
-//! 5. Of a biased folio the first page is filled: BIASED is set under a pin, and what is filled gets less only while the
-//!    folio is frozen, which it isn't while it is biased.
 
 use super::published::{self, Slot};
 use super::reclaim::Rank;
@@ -110,6 +108,12 @@ impl Identity {
         Self(self.0.wrapping_add(pages))
     }
 
+    /// Whether both are the same page, as parts of whatever folios.
+    #[inline]
+    pub(crate) const fn is_same_page(self, other: Self) -> bool {
+        (self.0 ^ other.0) << (u64::BITS - FolioKey::BITS) == 0
+    }
+
     #[inline]
     pub(crate) const fn key(self) -> FolioKey {
         FolioKey(self.0 & FolioKey::ALL)
@@ -175,6 +179,9 @@ pub(crate) enum Access {
 pub(crate) struct FolioState(u64);
 
 impl FolioState {
+    /// Of no folio.
+    pub(crate) const NONE: Self = Self(FROZEN);
+
     /// Shared pins that are counted.
     #[inline]
     pub(crate) const fn pins(self) -> u64 {
@@ -199,13 +206,23 @@ impl FolioState {
     pub(crate) const fn referenced(self) -> bool {
         self.0 & REFERENCED != 0
     }
-    /// Whether a pin on the folio's first page may be published, which changes nothing in this word: the folio is in use
-    /// already, and nothing is to be told of readahead. It is filled (invariant 5).
+    /// Whether a pin on the folio's page `within` may be published, which changes nothing in this word: the folio is in use
+    /// already, and nothing is to be told of readahead.
     #[inline]
-    const fn publishable(self) -> bool {
+    const fn publishable(self, within: u64) -> bool {
         const DECISIVE: u64 = EXCLUSIVE | FROZEN | BIASED | REFERENCED | READAHEAD | UNUSED;
-        // All of them lie in the lower half: shorter constants.
-        self.0 as u32 & DECISIVE as u32 == (BIASED | REFERENCED) as u32
+        self.0 & DECISIVE == BIASED | REFERENCED && self.filled() > within
+    }
+    /// Whether the folio is as `at_hand` says: it may be read.
+    #[inline]
+    pub(crate) const fn is(self, at_hand: AtHand) -> bool {
+        self.0 as u32 & AtHand::DECISIVE == at_hand.0
+    }
+    /// As [`is`](Self::is), and a pin on it may be published.
+    #[inline]
+    const fn is_biased_and(self, at_hand: AtHand) -> bool {
+        const BIAS: u32 = BIASED as u32;
+        self.0 as u32 & (AtHand::DECISIVE | BIAS) == at_hand.0 | BIAS
     }
     /// Whether a shared pin on the folio's page `within` could be granted now.
     #[inline]
@@ -231,6 +248,21 @@ impl std::fmt::Debug for FolioState {
             }
         }
         Ok(())
+    }
+}
+
+/// What most folios are that are looked up: filled whole, in use, not read ahead, and nobody's exclusively. All of that lies in
+/// the lower half of the state word, and is compared at once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct AtHand(u32);
+
+impl AtHand {
+    const DECISIVE: u32 = (EXCLUSIVE | FROZEN | REFERENCED | READAHEAD | UNUSED | FILLED) as u32;
+
+    /// For folios of `order`, which is a mapping's smallest.
+    pub(crate) const fn new(order: FolioOrder) -> Self {
+        debug_assert!(order.0 < FolioOrder::MAX.0);
+        Self((REFERENCED | order.pages() * FILL) as u32)
     }
 }
 
@@ -422,26 +454,26 @@ impl FolioHeader {
         within: u64,
         holds: impl FnOnce() -> bool,
     ) -> Result<(), Released> {
-        if !self.state().publishable() {
+        if !self.state().publishable(within) {
             return Err(Released::Quiet);
         }
         slot.set(self);
         // Acquire, as in `try_pin`.
-        let seen = self.state();
-        if seen.publishable() && seen.filled() > within && holds() {
-            Ok(())
-        } else {
-            Err(self.unpublish(slot))
-        }
+        if self.state().publishable(within) && holds() { Ok(()) } else { Err(self.unpublish(slot)) }
     }
 
-    /// As [`try_publish`](Self::try_publish) for the folio's first page, if the folio `is` the wanted one, where that is likely: it isn't
-    /// looked at before.
+    /// As [`try_publish`](Self::try_publish) for a whole folio that `is` the wanted one and `at_hand`, where that is likely: it
+    /// isn't looked at before.
     #[inline]
-    pub(crate) fn try_publish_likely(&self, slot: &Slot, is: Identity) -> Result<(), Released> {
+    pub(crate) fn try_publish_at_hand(
+        &self,
+        slot: &Slot,
+        (is, at_hand): (Identity, AtHand),
+    ) -> Result<(), Released> {
         slot.set(self);
         // Acquire, as in `try_pin`.
-        if self.state().publishable() && self.identity() == is { Ok(()) } else { Err(self.unpublish(slot)) }
+        let may_have = self.state().is_biased_and(at_hand) && self.identity() == is;
+        if may_have { Ok(()) } else { Err(self.unpublish(slot)) }
     }
 
     /// Gives a published pin back.

@@ -51,6 +51,18 @@ impl FrameMemory {
         }
     }
 
+    /// As [`address`](Self::address).
+    ///
+    /// # Safety
+    /// There is such a frame.
+    #[inline]
+    #[expect(unsafe_code, reason = "what stands in front of a page's bytes waits with them")]
+    pub(crate) unsafe fn address_unchecked(&self, frame: FrameId) -> NonNull<u8> {
+        debug_assert!(frame.0 < self.frames);
+        // SAFETY: inside the buffer, as the caller says.
+        unsafe { self.base.add(frame.0 as usize * PAGE_BYTES) }
+    }
+
     /// Has the processor fetch the frame's lines into its cache, for who is going to write all of them: to take the folio and to
     /// give it back are locked instructions, and each waits until every store before it has its line.
     #[inline]

@@ -5,7 +5,7 @@
 //! or meet one that isn't wanted any more; it is never wrong in a way that matters, because who finds a
 //! frame pins it and checks its identity, and who finds none asks the shard, whose own look-up is exact.
 
-use super::folio::{FolioHeader, FolioKey, FrameId, Identity, NONE};
+use super::folio::{FolioHeader, FolioKey, FrameId, NONE};
 use super::table::Table;
 use crate::primitives::{AtomicU32, Ordering};
 
@@ -46,6 +46,11 @@ impl FolioIndex {
         let hash = (key.0 >> NEIGHBOUR_BITS).wrapping_mul(0x9E37_79B9_7F4A_7C15);
         // The hash's upper half as a fraction of one, of the groups: any number of them will do.
         let group = ((hash >> 32) * self.groups.len() as u64) >> 32;
+        // SAFETY: a fraction of one, of what there are; no table has 2^32 groups, since there are no 2^36 frames.
+        #[expect(unsafe_code, reason = "what stands in front of a page's bytes waits with them")]
+        unsafe {
+            std::hint::assert_unchecked((group as usize) < self.groups.len());
+        }
         &self.groups[group as usize].0[key.0 as usize % (1 << NEIGHBOUR_BITS)]
     }
 
@@ -65,23 +70,13 @@ impl FolioIndex {
         self.walk(headers, key, |folio| folio.key() == key)
     }
 
-    /// As [`find_entry`](Self::find_entry), where `key` is a page of a folio of just the order that `is` says.
+    /// As [`find_entry`](Self::find_entry), for who knows better what `is_wanted`.
     #[inline]
-    pub(crate) fn find_as<'h>(
+    pub(super) fn walk<'h>(
         &self,
         headers: &'h [FolioHeader],
         key: FolioKey,
-        is: Identity,
-    ) -> Option<(FrameId, &'h FolioHeader)> {
-        self.walk(headers, key, |folio| folio.identity() == is)
-    }
-
-    #[inline]
-    fn walk<'h>(
-        &self,
-        headers: &'h [FolioHeader],
-        key: FolioKey,
-        is_wanted: impl Fn(&FolioHeader) -> bool,
+        mut is_wanted: impl FnMut(&FolioHeader) -> bool,
     ) -> Option<(FrameId, &'h FolioHeader)> {
         let mut at = self.bucket(key).load(Ordering::Acquire);
         for _ in 0..WALK_MAX {

@@ -33,7 +33,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use balance::DirtyBalance;
 use exclusion::{LEAF_PAGES, leaf_bit, leaf_bits};
-use folio::{Access, FolioHeader, FolioKey, FolioOrder, FrameId, Identity, ReadAhead, Released};
+use folio::{
+    Access, AtHand, FolioHeader, FolioKey, FolioOrder, FolioState, FrameId, Identity, ReadAhead, Released,
+};
 use frames::FrameMemory;
 use index::FolioIndex;
 use lsn::{GatedMappings, Lsn, PageLsns};
@@ -161,20 +163,37 @@ impl SharedCache {
         self.folio(self.place(frame).head)
     }
 
-    /// Takes a published pin on the page `key`, if its header says that it `is` as expected, a folio by itself, biased, and the
-    /// calling thread has a slot: the shortest way to a page in use. Where it ends early nothing is known.
+    /// Takes a published pin on the page `key`, if its header says that it `is` as expected, a folio by itself, `at_hand` and
+    /// biased, and the calling thread has a slot: the shortest way to a page in use. Where it ends early nothing is known.
     #[inline]
     pub(crate) fn pin_published(
         &self,
         block: &'static ThreadBlock,
         key: FolioKey,
-        is: Identity,
+        (is, at_hand): (Identity, AtHand),
     ) -> Result<(FrameId, &FolioHeader, &'static Slot), Released> {
         let slot = block.free_slot().ok_or(Released::Quiet)?;
-        let (frame, folio) = self.index.find_as(&self.headers, key, is).ok_or(Released::Quiet)?;
+        let found = self.index.walk(&self.headers, key, |folio| folio.identity() == is);
+        let (frame, folio) = found.ok_or(Released::Quiet)?;
         // A kick that is due may be another page's by now: it mustn't be left to the longer way, which looks at this one.
-        folio.try_publish_likely(slot, is)?;
+        folio.try_publish_at_hand(slot, (is, at_hand))?;
         Ok((frame, folio, slot))
+    }
+
+    /// A folio that `is` the page `key` by itself, and `at_hand`, as it was then: for who reads it without holding it.
+    #[inline]
+    pub(crate) fn look_up(
+        &self,
+        key: FolioKey,
+        (is, at_hand): (Identity, AtHand),
+    ) -> Option<(FrameId, &FolioHeader, FolioState)> {
+        let (mut seen, mut identity) = (FolioState::NONE, is);
+        // In this order: if the frame becomes another page's afterwards, the state's version changes.
+        let (frame, folio) = self.index.walk(&self.headers, key, |folio| {
+            (seen, identity) = (folio.state(), folio.identity());
+            identity.is_same_page(is)
+        })?;
+        (identity == is && seen.is(at_hand)).then_some((frame, folio, seen))
     }
 
     /// Takes a shared pin on the folio of `frame`, if that holds the page `key` and may be shared: a published one where the

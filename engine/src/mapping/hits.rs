@@ -31,7 +31,7 @@ impl Mapping {
     #[inline(always)]
     pub(crate) fn pin_in_use(&self, block: &'static ThreadBlock, page: u64) -> Option<PagePin<'_>> {
         let NearPage { link, key, alone } = self.near.page(&self.engine, &self.open, page);
-        let (frame, folio, slot) = match link.cache.pin_published(block, key, alone) {
+        let (frame, folio, slot) = match link.cache.pin_published(block, key, (alone, self.near.at_hand)) {
             Ok(held) => held,
             Err(released) => {
                 link.after_release(released);
@@ -44,7 +44,10 @@ impl Mapping {
             return None;
         }
         link.hits.read_by(block, 1);
-        let (bytes, len_bytes) = (link.cache.frames.address(frame), self.near.page_bytes);
+        let len_bytes = self.near.page_bytes;
+        // SAFETY: it was found by its header, and there are as many of these.
+        #[expect(unsafe_code, reason = "frames are reached by address")]
+        let bytes = unsafe { link.cache.frames.address_unchecked(frame) };
         Some(PagePin { link, folio, bytes, len_bytes, slot: Some(slot), note: None })
     }
 

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::cache::folio::{FolioKey, FolioOrder, Identity};
+use crate::cache::folio::{AtHand, FolioKey, FolioOrder, Identity};
 use crate::cache::frames::PAGE_BYTES;
 use crate::engine::EngineInner;
 use crate::shard::link::ShardLink;
@@ -18,10 +18,10 @@ pub(super) struct Near {
     /// The key of the mapping's first page, and its identity as a folio by itself.
     key: FolioKey,
     alone: Identity,
+    /// What a page mostly is.
+    pub at_hand: AtHand,
     /// Bytes of a page.
     pub page_bytes: usize,
-    /// The last of a page's pages of 4096 bytes.
-    pub last: u64,
 }
 
 /// A page on the shortest way.
@@ -36,9 +36,9 @@ impl Near {
     pub(super) fn new(engine: &EngineInner, open: &OpenMapping) -> Self {
         let link = engine.links[0].clone();
         let (order, key, is_only_shard) = (open.shape.order, open.shape.key(0), engine.links.len() == 1);
-        let (page_bytes, last) = (PAGE_BYTES << order.0, order.pages() - 1);
-        let alone = Identity::new(key, order);
-        Self { link, is_only_shard, order, key, alone, page_bytes, last }
+        let (alone, at_hand, page_bytes) =
+            (Identity::new(key, order), AtHand::new(order), PAGE_BYTES << order.0);
+        Self { link, is_only_shard, order, key, alone, at_hand, page_bytes }
     }
 
     /// Where `page` is, if the mapping has it. Far behind the mapping's end the key may be another page's: the caller looks

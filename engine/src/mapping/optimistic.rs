@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Mapping;
 use super::near::NearPage;
-use crate::cache::SharedCache;
-use crate::cache::folio::{FolioHeader, FolioOrder, FolioState, FrameId};
+use crate::cache::folio::{FolioHeader, FolioState, FrameId, Identity};
 use crate::error::Result;
+use crate::shard::link::ShardLink;
 
 /// Looks at a page that fail before it is pinned after all: its writers are too busy.
 const LOOKS: u32 = 3;
@@ -125,7 +125,7 @@ impl Mapping {
     #[inline(never)]
     fn look_longer<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Result<R> {
         for _ in 1..LOOKS {
-            if let Some(seen) = self.look(page, read) {
+            if let Some(seen) = self.look_anywhere(page, read) {
                 return Ok(seen);
             }
         }
@@ -137,45 +137,48 @@ impl Mapping {
         Ok(read(PageView::of(&pin)))
     }
 
-    /// One look at a page that is cached, and exists whole.
+    /// One look at a page that is cached, and exists whole: one that is a folio by itself, and in use.
     #[inline(always)]
     pub(crate) fn look<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Option<R> {
         let NearPage { link, key, alone } = self.near.page(&self.engine, &self.open, page);
-        let cache = &*link.cache;
-        let (frame, own) = cache.index.find_entry(&cache.headers, key)?;
-        let is = own.identity();
-        let (head, before) = if is == alone {
-            (own, own.begin_reading(self.near.last)?)
-        } else {
-            self.within_larger(cache, frame, is.order())?
-        };
+        let found = link.cache.look_up(key, (alone, self.near.at_hand))?;
+        self.read_unheld(link, page, found, read)
+    }
+
+    /// As [`look`](Self::look), at any page: also one that is a part of a larger folio, or wasn't in use.
+    fn look_anywhere<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Option<R> {
+        let NearPage { link, key, .. } = self.near.page(&self.engine, &self.open, page);
+        let (frame, own) = link.cache.index.find_entry(&link.cache.headers, key)?;
+        let place = link.cache.place(frame);
+        let head = link.cache.folio(place.head);
+        let seen = head.begin_reading(place.within + self.open.shape.order.pages() - 1)?;
         // Looked at after that: should the frame become another page's, or another folio's, the head's version changes, or
         // what is filled of it.
-        if own.identity() != is {
+        if own.identity() != Identity::new(key, place.order) {
             return None;
         }
-        let (first, len_bytes) = (cache.frames.address(frame), self.near.page_bytes);
+        self.read_unheld(link, page, (frame, head, seen), read)
+    }
+
+    /// Reads the page in `frame`, of a folio with this head, that was so when the frame was that page's.
+    #[inline(always)]
+    fn read_unheld<R>(
+        &self,
+        link: &ShardLink,
+        page: u64,
+        (frame, head, seen): (FrameId, &FolioHeader, FolioState),
+        read: &mut impl FnMut(PageView<'_>) -> R,
+    ) -> Option<R> {
+        // SAFETY: it was found by its header, and there are as many of these.
+        #[expect(unsafe_code, reason = "frames are reached by address")]
+        let first = unsafe { link.cache.frames.address_unchecked(frame) };
         // Behind the mapping's end, or of a mapping that was closed, this shows bytes that aren't its own, and counts for nothing.
-        let seen = read(PageView { first, len_bytes, page: PhantomData });
-        if !head.is_unchanged(before) || !self.has_whole(page) {
+        let answer = read(PageView { first, len_bytes: self.near.page_bytes, page: PhantomData });
+        if !head.is_unchanged(seen) || !self.has_whole(page) {
             return None;
         }
         link.hits.read(1);
-        Some(seen)
-    }
-
-    /// The header that counts for a page which seems to be part of a larger folio, as it is.
-    #[cold]
-    fn within_larger<'a>(
-        &self,
-        cache: &'a SharedCache,
-        frame: FrameId,
-        order: FolioOrder,
-    ) -> Option<(&'a FolioHeader, FolioState)> {
-        let within = u64::from(frame.0) & (order.pages() - 1);
-        let head = cache.folio(FrameId(frame.0 - within as u32));
-        let last = within + self.open.shape.order.pages() - 1;
-        Some((head, head.begin_reading(last)?))
+        Some(answer)
     }
 
     /// Whether all of a page exists, now, in a mapping that is open. Behind the end a frame's bytes may become zeros beside

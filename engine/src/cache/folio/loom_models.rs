@@ -7,6 +7,7 @@ use loom::thread;
 
 const OLD: FolioKey = FolioKey::new(1, 1);
 const NEW: FolioKey = FolioKey::new(1, 2);
+const ORDER: FolioOrder = FolioOrder(0);
 
 struct Frame {
     folio: FolioHeader,
@@ -155,7 +156,11 @@ fn loom_a_folio_with_a_published_pin_is_never_evicted_or_reused() {
             let frame = frame.clone();
             thread::spawn(move || {
                 let slot = slot(0);
-                if frame.folio.try_publish_likely(slot, Identity::new(OLD, FolioOrder(0))).is_ok() {
+                if frame
+                    .folio
+                    .try_publish_at_hand(slot, (Identity::new(OLD, ORDER), AtHand::new(ORDER)))
+                    .is_ok()
+                {
                     frame.bytes.with(|bytes| {
                         // SAFETY: a shared pin is held; loom checks that no one writes meanwhile.
                         #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
