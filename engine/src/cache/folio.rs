@@ -262,7 +262,7 @@ impl AtHand {
     /// For folios of `order`, which is a mapping's smallest.
     pub(crate) const fn new(order: FolioOrder) -> Self {
         debug_assert!(order.0 < FolioOrder::MAX.0);
-        Self((REFERENCED | order.pages() * FILL) as u32)
+        Self((REFERENCED | (order.pages() * FILL)) as u32)
     }
 }
 

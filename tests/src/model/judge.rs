@@ -451,9 +451,12 @@ impl World {
         let shard_of = |page| self.setup.shard_of(quiet.mapping, page);
         let is_behind_held =
             |page| waited && quiet.held.iter().any(|&held| held <= page && shard_of(held) == shard_of(page));
+        // A shard that has lost a command ends, and writes nothing any more; another shard's error may be the one that is told.
+        let may_have_ended = self.life.doomed && result.is_err();
         for &page in &quiet.dirty {
             if !tried[page]
                 && !is_behind_held(page)
+                && !may_have_ended
                 && self.mappings[quiet.mapping].pages[page].touched < quiet.began
             {
                 violated(

@@ -36,7 +36,7 @@ pub(crate) mod judge;
 pub mod logged;
 pub(crate) mod operations;
 pub(crate) mod passes;
-pub mod regressions;
+mod regressions;
 pub mod retries;
 pub mod rules;
 pub mod session;

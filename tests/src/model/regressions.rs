@@ -4,10 +4,10 @@ use foliant::RetryPolicy;
 
 use super::Case;
 use super::case::Step::{
-    Abandon, Close, Discard, Fault, Finish, FlushUntil, Kill, Pin, PinMut, Read, Release, Settle, Sync, Time,
-    Write, WriteLsn,
+    Abandon, Close, Discard, Fault, Finish, FlushUntil, Kill, Pin, PinMut, Read, Release, Settle, Shard,
+    Sync, Time, Write, WriteLsn,
 };
-use super::case::Trouble::{Lose, WriteFatal, Zeroes};
+use super::case::Trouble::{Lose, Media, WriteFatal, Zeroes};
 use super::case::WriteCache::{None as NoCache, Volatile};
 use super::case::{Command, Setup};
 
@@ -43,6 +43,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ),
         ("a checkpoint writes all parts of a page of which one failed", part_of_a_large_page_failed()),
         ("a close beside a second failure", close_beside_a_second_failure()),
+        ("a sync past errors beside a discard whose command was lost", sync_beside_a_lost_discard()),
     ]
 }
 
@@ -138,6 +139,25 @@ fn close_beside_a_second_failure() -> Case {
             Settle,
             Fault(WriteFatal { skip: 1, times: 1, late_us: 0 }),
             Close { on: 0 },
+        ],
+    )
+}
+
+fn sync_beside_a_lost_discard() -> Case {
+    Case::new(
+        Setup { shards: 3, background_percent: 58, readahead_bytes_max: 0, ..PLAIN },
+        &[
+            Fault(Lose { command: Command::WriteZeroes, skip: 0 }),
+            Discard { on: 0, at: 368_640, len: 1 },
+            Write { on: 0, at: 274_432, len: 1 },
+            Fault(Media { mapping: 0, page: 67 }),
+            Discard { on: 0, at: 376_832, len: 4096 },
+            Finish { op: 0 },
+            Write { on: 0, at: 368_640, len: 1 },
+            PinMut { on: 0, page: 0, change: 1 },
+            Settle,
+            Sync { on: 0 },
+            Shard { shard: 7 },
         ],
     )
 }
