@@ -166,6 +166,41 @@ fn what_is_read_without_a_pin_is_of_one_moment() {
 }
 
 #[test]
+fn what_is_read_without_a_pin_is_of_the_page_that_was_asked_for() {
+    const PAGES: u64 = 96;
+    for shards in [1, 2] {
+        let (engine, mapping) = open(64 * shards as u64, 2048, shards);
+        // As many pages of the first two stripes, so that each shard has too many of them.
+        let offset = |page: u64| (page % 2 * 512 + page / 2) * PAGE;
+        for page in 0..PAGES * shards as u64 {
+            mapping.write_at(offset(page), &[page as u8; PAGE as usize]).unwrap();
+        }
+        mapping.sync().unwrap();
+        std::thread::scope(|scope| {
+            for seed in 1..5u64 {
+                let (mapping, offset) = (&mapping, &offset);
+                scope.spawn(move || {
+                    let mut at = seed;
+                    for _ in 0..30_000 {
+                        at = at
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1_442_695_040_888_963_407);
+                        let page = (at >> 33) % (PAGES * shards as u64);
+                        let read = |view: foliant::PageView<'_>| {
+                            (view.read::<1>(0), view.read::<1>(PAGE as usize - 1))
+                        };
+                        let seen = mapping.read_with(offset(page) / PAGE, read).unwrap();
+                        assert_eq!(seen, (Some([page as u8]), Some([page as u8])), "page {page}");
+                    }
+                });
+            }
+        });
+        assert!(engine.stats().pages_evicted > 1000, "{:?}", engine.stats());
+        engine.close().unwrap();
+    }
+}
+
+#[test]
 fn reading_without_a_pin_neither_splits_a_folio_nor_misses() {
     let (engine, mapping) = open(1024, 512, 1);
     let data: Vec<u8> = (0..512 * PAGE).map(|at| (at / PAGE) as u8).collect();

@@ -183,6 +183,10 @@ fn loom_a_folio_with_a_published_pin_is_never_evicted_or_reused() {
             frame.folio.assign(NEW, 0, FolioOrder(0));
             frame.folio.publish();
             frame.folio.fill(1);
+            // In use, and biased, as the old one was.
+            frame.folio.try_pin(0, || true).unwrap();
+            frame.folio.bias();
+            let _ = frame.folio.unpin();
         }
         reader.join().unwrap();
         assert!(!published::is_held(&frame.folio));
