@@ -19,6 +19,9 @@ use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use foliant::WritebackControl;
 use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 
 use self::curve::{Picture, Series};
 pub use self::instructions::run_measured_requests;
@@ -71,11 +74,15 @@ fn add_writeback(answer: &mut Answer, effort: Effort, plots: Option<&Path>) -> R
     let mut targets = Vec::new();
 
     let mut rows = Vec::new();
-    for (name, stride, limit_ms) in
-        [("dense", 1, 0.1), ("one page in 8", 8, f64::NAN), ("one page in 64", 64, 5.0)]
-    {
-        let mut engine = spread(million, stride, million * stride * PAGE as u64)?;
-        let tagged_ms = tagging_ms(&mut engine, rounds)?;
+    for (name, stride, order, limit_ms) in [
+        ("dense", 1, Order::OfFile, 0.1),
+        ("one page in 8", 8, Order::OfFile, f64::NAN),
+        ("one page in 64", 64, Order::OfFile, 5.0),
+        ("dense, in random order", 1, Order::Random, f64::NAN),
+        ("one page in 8, in random order", 8, Order::Random, f64::NAN),
+        ("one page in 64, in random order", 64, Order::Random, f64::NAN),
+    ] {
+        let tagged_ms = tagging_ms(Spread { count: million, stride, order }, rounds)?;
         let per_page = tagged_ms * 1e6 / million as f64;
         rows.push(Row::new(
             name,
@@ -161,33 +168,60 @@ fn add_writeback(answer: &mut Answer, effort: Effort, plots: Option<&Path>) -> R
     Ok(())
 }
 
-/// An engine on a device of `size` bytes with `count` dirty pages, each `stride` behind the last.
-fn spread(count: u64, stride: u64, size: u64) -> Result<DrivenEngine> {
-    let device = EmulatedController::new(EmulatedConfig::null(size, PAGE as u32))?;
-    let cache_bytes = (count * PAGE as u64 / 4 * 5).max(8 << 20);
-    let mut engine = DrivenEngine::open(device, cache_bytes, 1)?;
-    dirty(&mut engine, count, stride)?;
-    Ok(engine)
+/// In which order pages are dirtied, and with that the nodes of their tags made.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    OfFile,
+    Random,
 }
 
-fn dirty(engine: &mut DrivenEngine, count: u64, stride: u64) -> Result<()> {
-    let page = [7; PAGE];
-    (0..count).try_for_each(|at| engine.write_page(at * stride, &page))?;
-    let stats = engine.engine.stats();
-    ensure!(stats.dirty_pages == count, "{} of {count} pages are dirty", stats.dirty_pages);
-    Ok(())
+/// Dirty pages, each `stride` behind the last.
+#[derive(Clone, Copy, Debug)]
+struct Spread {
+    count: u64,
+    stride: u64,
+    order: Order,
 }
 
-/// Processor time in milliseconds that an integrity pass takes to begin.
-fn tagging_ms(engine: &mut DrivenEngine, rounds: usize) -> Result<f64> {
+impl Spread {
+    /// An engine on a device of `size` bytes with these pages dirty.
+    fn on_device_of(self, size: u64) -> Result<DrivenEngine> {
+        let device = EmulatedController::new(EmulatedConfig::null(size, PAGE as u32))?;
+        let cache_bytes = (self.count * PAGE as u64 / 4 * 5).max(8 << 20);
+        let mut engine = DrivenEngine::open(device, cache_bytes, 1)?;
+        self.dirty(&mut engine)?;
+        Ok(engine)
+    }
+
+    fn dirty(self, engine: &mut DrivenEngine) -> Result<()> {
+        let page = [7; PAGE];
+        let mut positions: Vec<u64> = (0..self.count).collect();
+        if matches!(self.order, Order::Random) {
+            positions.shuffle(&mut SmallRng::seed_from_u64(42));
+        }
+        positions.into_iter().try_for_each(|at| engine.write_page(at * self.stride, &page))?;
+        let dirty = engine.engine.stats().dirty_pages;
+        ensure!(dirty == self.count, "{dirty} of {} pages are dirty", self.count);
+        Ok(())
+    }
+}
+
+/// Processor time in milliseconds that an integrity pass takes to begin, over pages that were dirtied since the last.
+fn tagging_ms(spread: Spread, rounds: usize) -> Result<f64> {
+    let mut engine = spread.on_device_of(spread.count * spread.stride * PAGE as u64)?;
     let mut figures = Vec::new();
     for round in 0..=rounds {
         let clock = ThreadClock::start();
         let pass = engine.begin_pass(WritebackControl::integrity())?;
         let elapsed_ns = clock.elapsed_ns();
         ensure!(pass.outcome().is_ok(), "the pass has not failed");
+        drop(pass);
         if round > 0 {
             figures.push(elapsed_ns / 1e6);
+        }
+        if round < rounds {
+            engine.sync()?;
+            spread.dirty(&mut engine)?;
         }
     }
     Ok(median(&figures))
@@ -195,7 +229,8 @@ fn tagging_ms(engine: &mut DrivenEngine, rounds: usize) -> Result<f64> {
 
 /// Processor time in microseconds of a sync of `count` dirty pages.
 fn sync_us(count: u64, stride: u64, size: u64, rounds: usize) -> Result<f64> {
-    let mut engine = spread(count, stride, size)?;
+    let spread = Spread { count, stride, order: Order::OfFile };
+    let mut engine = spread.on_device_of(size)?;
     let mut figures = Vec::new();
     for round in 0..=rounds {
         let clock = ThreadClock::start();
@@ -204,7 +239,7 @@ fn sync_us(count: u64, stride: u64, size: u64, rounds: usize) -> Result<f64> {
         if round > 0 {
             figures.push(elapsed_ns / 1e3);
         }
-        dirty(&mut engine, count, stride)?;
+        spread.dirty(&mut engine)?;
     }
     Ok(median(&figures))
 }

@@ -17,6 +17,15 @@
 //! shard, the thread's summary bit stays. No shortcut is taken upwards when a bit is already set: the
 //! thread that set it may not have arrived further up yet. The loom model runs this code.
 //!
+//! # What tagging touches
+//!
+//! An integrity pass over a million pages that lie apart begins with a million leaves. Each costs the line in which its DIRTY and
+//! its TOWRITE lie, and nothing else: the two words of all nodes are an array of their own, by the node's number. Nodes are
+//! made from above, so that in the order of the file a node's leaves have numbers one behind the other; then the array is read
+//! from front to back, and no leaf has to be looked up.
+//!
+//! # The life of a leaf
+//!
 //! A folio keeps its leaf and all its ancestors alive as long as it is in the cache, so a thread with a pin may
 //! follow `parent` links.
 
@@ -31,6 +40,8 @@ const NONE: u32 = 0;
 /// Pages a leaf, children a node: the bits of a word.
 const FANOUT_BITS: u32 = 6;
 const FANOUT: u64 = 1 << FANOUT_BITS;
+/// Neighbouring nodes of a level, this many, share a cache line of the table by which nodes are found.
+const NEIGHBOURS: u64 = 16;
 /// A tree over 2^48 pages has eight levels.
 const LEVELS_MAX: u32 = 8;
 
@@ -47,15 +58,21 @@ pub(crate) enum Tag {
     Poisoned = 3,
 }
 
-/// Kinds of marks.
-const TAGS: usize = 4;
+/// The words of one node with which a pass begins: at a leaf a bit a page, above a bit a child. They lie apart from the
+/// node's others, since tagging goes through those of all dirty leaves and touches nothing else.
+#[derive(Debug, Default)]
+#[cfg_attr(not(loom), derive(FromZeros))]
+struct DirtyMarks {
+    dirty: AtomicU64,
+    to_write: AtomicU64,
+}
 
-/// One node's shared half.
-#[derive(Debug)]
+/// The rest of one node's shared half.
+#[derive(Debug, Default)]
 #[cfg_attr(not(loom), derive(FromZeros))]
 struct TagNode {
-    /// A word a [`Tag`]: at a leaf a bit a page, above a bit a child.
-    marks: [AtomicU64; TAGS],
+    writeback: AtomicU64,
+    poisoned: AtomicU64,
     /// The node above, or NONE at the root. Written by the shard before any folio below is published.
     parent: AtomicU32,
     /// This node's bit in its parent's words.
@@ -65,6 +82,8 @@ struct TagNode {
 /// The mark words of one shard, shared with all threads.
 #[derive(Debug)]
 pub(crate) struct TagNodes {
+    /// Two arrays by the node's number.
+    dirty_marks: Box<[DirtyMarks]>,
     nodes: Box<[TagNode]>,
     /// The leaf whose pages a pass has at hand, locked and not submitted yet.
     being_locked: AtomicU32,
@@ -74,25 +93,42 @@ impl TagNodes {
     /// Nodes 1 to `count`, all without marks.
     fn new(count: usize) -> Self {
         #[cfg(not(loom))]
-        let nodes =
-            <[TagNode]>::new_box_zeroed_with_elems(count + 1).expect("a cache's metadata fits into memory");
+        let (dirty_marks, nodes) = (
+            <[DirtyMarks]>::new_box_zeroed_with_elems(count + 1)
+                .expect("a cache's metadata fits into memory"),
+            <[TagNode]>::new_box_zeroed_with_elems(count + 1).expect("a cache's metadata fits into memory"),
+        );
         #[cfg(loom)]
-        let nodes = {
-            let word = || AtomicU64::new(0);
-            let node = |_| TagNode {
-                marks: std::array::from_fn(|_| word()),
-                parent: AtomicU32::new(NONE),
-                slot: AtomicU32::new(0),
-            };
-            (0..=count).map(node).collect()
-        };
-        Self { nodes, being_locked: AtomicU32::new(NONE) }
+        let (dirty_marks, nodes) = (
+            (0..=count).map(|_| DirtyMarks::default()).collect(),
+            (0..=count).map(|_| TagNode::default()).collect(),
+        );
+        Self { dirty_marks, nodes, being_locked: AtomicU32::new(NONE) }
+    }
+
+    /// The word of a node for one mark.
+    #[inline]
+    fn marks(&self, node: u32, tag: Tag) -> &AtomicU64 {
+        match tag {
+            Tag::Dirty => &self.dirty_marks[node as usize].dirty,
+            Tag::ToWrite => &self.dirty_marks[node as usize].to_write,
+            Tag::Writeback => &self.nodes[node as usize].writeback,
+            Tag::Poisoned => &self.nodes[node as usize].poisoned,
+        }
+    }
+
+    /// The node above, if there is one, and this node's bit there.
+    #[inline]
+    fn above(&self, node: u32) -> Option<(u32, u64)> {
+        let node = &self.nodes[node as usize];
+        let parent = node.parent.load(Ordering::Relaxed);
+        (parent != NONE).then(|| (parent, 1 << node.slot.load(Ordering::Relaxed)))
     }
 
     /// Sets DIRTY for the pages `pages` of `leaf`, then the summaries up to the root, and returns which of them were
     /// clean. The caller holds the pages' folio (exclusively), or is the shard.
     pub(crate) fn set_dirty(&self, leaf: u32, pages: u64) -> u64 {
-        let before = self.nodes[leaf as usize].marks[Tag::Dirty as usize].fetch_or(pages, Ordering::AcqRel);
+        let before = self.marks(leaf, Tag::Dirty).fetch_or(pages, Ordering::AcqRel);
         self.raise_dirty(leaf);
         pages & !before
     }
@@ -102,7 +138,7 @@ impl TagNodes {
     pub(crate) fn marked(&self, leaf: u32, tag: Tag) -> u64 {
         // Sequentially consistent for a holder's look at WRITEBACK after it took the folio (`super::exclusion`); on
         // every machine of interest a load like any other.
-        self.nodes[leaf as usize].marks[tag as usize].load(Ordering::SeqCst)
+        self.marks(leaf, tag).load(Ordering::SeqCst)
     }
 
     /// From now on the pages of `leaf` that are locked are at hand of a pass, and those of no other leaf. The shard only.
@@ -126,50 +162,38 @@ impl TagNodes {
 
     /// Sets WRITEBACK for the pages `pages` of `leaf`, before the look at who holds them. The shard only.
     pub(crate) fn set_writeback(&self, leaf: u32, pages: u64) {
-        let node = &self.nodes[leaf as usize];
-        let before = node.marks[Tag::Writeback as usize].fetch_or(pages, Ordering::SeqCst);
-        let parent = node.parent.load(Ordering::Relaxed);
-        if before == 0 && parent != NONE {
-            self.set_owned(parent, 1 << node.slot.load(Ordering::Relaxed), Tag::Writeback);
+        let before = self.marks(leaf, Tag::Writeback).fetch_or(pages, Ordering::SeqCst);
+        if before == 0
+            && let Some((parent, bit)) = self.above(leaf)
+        {
+            self.set_owned(parent, bit, Tag::Writeback);
         }
     }
 
     /// Sets the summary bits of everything above `node`.
     fn raise_dirty(&self, node: u32) {
-        let mut at = &self.nodes[node as usize];
-        loop {
-            let parent = at.parent.load(Ordering::Relaxed);
-            if parent == NONE {
-                return;
-            }
-            let bit = 1 << at.slot.load(Ordering::Relaxed);
-            at = &self.nodes[parent as usize];
-            at.marks[Tag::Dirty as usize].fetch_or(bit, Ordering::AcqRel);
+        let mut at = node;
+        while let Some((parent, bit)) = self.above(at) {
+            self.marks(parent, Tag::Dirty).fetch_or(bit, Ordering::AcqRel);
+            at = parent;
         }
     }
 
     /// Clears DIRTY for the pages `pages` of `leaf`, and the summaries that became empty. The shard only.
     pub(crate) fn clear_dirty(&self, leaf: u32, pages: u64) {
-        const DIRTY: usize = Tag::Dirty as usize;
-        let mut node = &self.nodes[leaf as usize];
-        let mut bits = pages;
-        let mut before = node.marks[DIRTY].fetch_and(!bits, Ordering::AcqRel);
-        let mut number = leaf;
+        let (mut node, mut bits) = (leaf, pages);
+        let mut before = self.marks(node, Tag::Dirty).fetch_and(!bits, Ordering::AcqRel);
         while before & !bits == 0 {
-            let parent = node.parent.load(Ordering::Relaxed);
-            if parent == NONE {
-                return;
-            }
-            bits = 1 << node.slot.load(Ordering::Relaxed);
+            let Some((parent, bit)) = self.above(node) else { return };
+            bits = bit;
             // The summary first, then a second look: a bit that came back meanwhile is raised again. Each summary
             // bit is cleared once only, since a second time it may already stand for a new mark below.
-            let above = &self.nodes[parent as usize];
-            before = above.marks[DIRTY].fetch_and(!bits, Ordering::AcqRel);
-            if node.marks[DIRTY].load(Ordering::Acquire) != 0 {
-                self.raise_dirty(number);
+            before = self.marks(parent, Tag::Dirty).fetch_and(!bits, Ordering::AcqRel);
+            if self.marks(node, Tag::Dirty).load(Ordering::Acquire) != 0 {
+                self.raise_dirty(node);
                 return;
             }
-            (node, number) = (above, parent);
+            node = parent;
         }
     }
 
@@ -179,16 +203,14 @@ impl TagNodes {
         debug_assert_ne!(tag, Tag::Dirty, "threads set DIRTY beside the shard");
         let (mut node, mut bits) = (leaf, pages);
         loop {
-            let at = &self.nodes[node as usize];
-            let word = &at.marks[tag as usize];
+            let word = self.marks(node, tag);
             let before = word.load(Ordering::Relaxed);
             word.store(before | bits, Ordering::Relaxed);
-            let parent = at.parent.load(Ordering::Relaxed);
-            if before != 0 || parent == NONE {
+            if before != 0 {
                 return;
             }
-            bits = 1 << at.slot.load(Ordering::Relaxed);
-            node = parent;
+            let Some(above) = self.above(node) else { return };
+            (node, bits) = above;
         }
     }
 
@@ -198,23 +220,21 @@ impl TagNodes {
         debug_assert_ne!(tag, Tag::Dirty, "threads set DIRTY beside the shard");
         let (mut node, mut bits) = (leaf, pages);
         loop {
-            let at = &self.nodes[node as usize];
-            let word = &at.marks[tag as usize];
+            let word = self.marks(node, tag);
             let before = word.load(Ordering::Relaxed);
             // Release: who sees WRITEBACK gone sees that the device has done with the frame.
             word.store(before & !bits, Ordering::Release);
-            let parent = at.parent.load(Ordering::Relaxed);
             // A node that was empty before has told its parent already.
-            if before == 0 || before & !bits != 0 || parent == NONE {
+            if before == 0 || before & !bits != 0 {
                 return;
             }
-            bits = 1 << at.slot.load(Ordering::Relaxed);
-            node = parent;
+            let Some(above) = self.above(node) else { return };
+            (node, bits) = above;
         }
     }
 
     fn word(&self, node: u32, tag: Tag) -> u64 {
-        self.nodes[node as usize].marks[tag as usize].load(Ordering::Acquire)
+        self.marks(node, tag).load(Ordering::Acquire)
     }
 }
 
@@ -271,6 +291,45 @@ struct NodeLinks {
     present: u64,
     /// Next node in the hash bucket, or in the free list.
     next: u32,
+    /// Above the leaves, where the children are numbered in their order without gaps, the first child's number; else NONE.
+    /// That is so where pages came in the order of the file. Then a child is found without the table.
+    first: u32,
+}
+
+impl NodeLinks {
+    /// The number of the child at `slot`, which exists, where that is known without looking at it.
+    #[inline]
+    fn child(&self, slot: u32) -> Option<u32> {
+        (self.first != NONE).then(|| self.first + self.before(slot).count_ones())
+    }
+
+    /// The children before `slot`.
+    #[inline]
+    fn before(&self, slot: u32) -> u64 {
+        self.present & ((1 << slot) - 1)
+    }
+
+    /// Notes a new child.
+    fn adopt(&mut self, slot: u32, child: u32) {
+        let is_next = self.present >> slot == 0 && self.first + self.present.count_ones() == child;
+        if self.present == 0 {
+            self.first = child;
+        } else if !is_next {
+            self.first = NONE;
+        }
+        self.present |= 1 << slot;
+    }
+
+    /// Forgets a child.
+    fn disown(&mut self, slot: u32) {
+        self.present &= !(1 << slot);
+        let (are_before, are_behind) = (self.before(slot) != 0, self.present >> slot != 0);
+        match (are_before, are_behind) {
+            (true, true) => self.first = NONE,
+            (false, _) if self.first != NONE => self.first += 1,
+            _ => {}
+        }
+    }
 }
 
 /// The structure of a shard's trees. Owned by the shard.
@@ -303,7 +362,7 @@ impl TagTree {
                 .expect("metadata fits into memory"),
             #[cfg(loom)]
             links: vec![NodeLinks::default(); nodes_max + 1].into_boxed_slice(),
-            buckets: vec![NONE; nodes_max.next_power_of_two()].into_boxed_slice(),
+            buckets: vec![NONE; nodes_max.next_power_of_two().max(NEIGHBOURS as usize)].into_boxed_slice(),
             free: NONE,
             fresh: 1,
             used: 0,
@@ -316,7 +375,8 @@ impl TagTree {
     }
 
     /// Bytes of one node, both halves.
-    pub(crate) const NODE_BYTES: usize = size_of::<TagNode>() + size_of::<NodeLinks>();
+    pub(crate) const NODE_BYTES: usize =
+        size_of::<DirtyMarks>() + size_of::<TagNode>() + size_of::<NodeLinks>();
 
     /// The shared half.
     pub(crate) fn nodes(&self) -> &Arc<TagNodes> {
@@ -329,12 +389,21 @@ impl TagTree {
     }
 
     fn bucket(&self, key: u64) -> usize {
-        let bits = self.buckets.len().trailing_zeros();
-        if bits == 0 { 0 } else { (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> (64 - bits)) as usize }
+        // Fibonacci hashing of the group. Inside it neighbours take different places, and those of other groups others, so
+        // that one node in sixteen doesn't meet one place in sixteen.
+        let hash = (key / NEIGHBOURS).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        let place = (key ^ hash >> 32) % NEIGHBOURS;
+        let group = hash >> (64 - self.buckets.len().trailing_zeros()) & !(NEIGHBOURS - 1);
+        (group | place) as usize
     }
 
     fn lookup(&self, key: u64) -> Option<u32> {
-        let mut at = self.buckets[self.bucket(key)];
+        self.follow(self.buckets[self.bucket(key)], key)
+    }
+
+    /// Looks for the node of `key` in the chain that begins at `at`.
+    #[inline]
+    fn follow(&self, mut at: u32, key: u64) -> Option<u32> {
         while at != NONE {
             let node = &self.links[at as usize];
             if node.key == key {
@@ -348,33 +417,28 @@ impl TagTree {
     /// Adds the pages `pages` of the leaf in which `local` lies to their tree and returns the leaf. The shard calls this
     /// before it publishes their folio.
     pub(crate) fn insert(&mut self, tree: TreeId, local: u64, pages: u64) -> u32 {
-        let mut bits = pages;
-        let mut bit = 0;
-        let mut child = NONE;
-        let mut leaf = NONE;
-        for level in 0..tree.levels {
+        let mut level = 0;
+        let mut node = loop {
             let key = tree.node_key(level, local);
-            let (node, created) = match self.lookup(key) {
-                Some(node) => (node, false),
-                None => (self.create(key), true),
-            };
-            if level == 0 {
-                leaf = node;
+            match self.lookup(key) {
+                Some(node) => break node,
+                None if level + 1 == tree.levels => break self.create(key),
+                None => level += 1,
             }
-            if child != NONE {
-                let shared = &self.nodes.nodes[child as usize];
-                shared.parent.store(node, Ordering::Relaxed);
-                shared.slot.store(bit as u32, Ordering::Relaxed);
-            }
-            self.links[node as usize].present |= bits;
-            if !created {
-                break;
-            }
-            child = node;
-            bit = (local >> (FANOUT_BITS * (level + 1))) % FANOUT;
-            bits = 1 << bit;
+        };
+        // From above: in the order of the file a node's children have numbers that follow each other.
+        while level > 0 {
+            let slot = (local >> (FANOUT_BITS * level)) % FANOUT;
+            level -= 1;
+            let child = self.create(tree.node_key(level, local));
+            self.links[node as usize].adopt(slot as u32, child);
+            let shared = &self.nodes.nodes[child as usize];
+            shared.parent.store(node, Ordering::Relaxed);
+            shared.slot.store(slot as u32, Ordering::Relaxed);
+            node = child;
         }
-        leaf
+        self.links[node as usize].present |= pages;
+        node
     }
 
     fn create(&mut self, key: u64) -> u32 {
@@ -388,7 +452,7 @@ impl TagTree {
         assert!((node as usize) < self.links.len(), "the tag tree was sized below its need");
         self.used += 1;
         let bucket = self.bucket(key);
-        self.links[node as usize] = NodeLinks { key, present: 0, next: self.buckets[bucket] };
+        self.links[node as usize] = NodeLinks { key, present: 0, next: self.buckets[bucket], first: NONE };
         self.buckets[bucket] = node;
         self.nodes.nodes[node as usize].parent.store(NONE, Ordering::Relaxed);
         node
@@ -396,23 +460,25 @@ impl TagTree {
 
     /// Takes pages of a leaf out; their marks must be clear, and nobody may hold their folio any more.
     pub(crate) fn remove(&mut self, tree: TreeId, local: u64, pages: u64) {
-        let mut bits = pages;
         for level in 0..tree.levels {
             let key = tree.node_key(level, local);
             let node = self.lookup(key).expect("a cached page has its path of tag nodes");
             let links = &mut self.links[node as usize];
-            links.present &= !bits;
+            if level == 0 {
+                links.present &= !pages;
+            } else {
+                links.disown(((local >> (FANOUT_BITS * level)) % FANOUT) as u32);
+            }
             if links.present != 0 {
                 return;
             }
             self.destroy(node);
-            bits = 1 << ((local >> (FANOUT_BITS * (level + 1))) % FANOUT);
         }
     }
 
     fn destroy(&mut self, node: u32) {
-        for mark in &self.nodes.nodes[node as usize].marks {
-            debug_assert_eq!(mark.load(Ordering::Relaxed), 0, "a tag outlives its pages");
+        for tag in [Tag::Dirty, Tag::ToWrite, Tag::Writeback, Tag::Poisoned] {
+            debug_assert_eq!(self.nodes.word(node, tag), 0, "{tag:?} outlives its pages");
         }
         let (key, next) = (self.links[node as usize].key, self.links[node as usize].next);
         let bucket = self.bucket(key);
@@ -446,121 +512,191 @@ impl TagTree {
         if range.is_empty() {
             return None;
         }
-        self.search(tree, tree.levels - 1, 0, find, &range)
+        self.search(tree, self.root(tree)?, find, &range)
     }
 
-    /// Searches the node of `level` that begins at page `base`.
-    fn search(
-        &self,
-        tree: TreeId,
-        level: u32,
-        base: u64,
-        find: Find,
-        range: &Range<u64>,
-    ) -> Option<LeafPages> {
-        let node = self.lookup(tree.node_key(level, base))?;
-        let child_bits = FANOUT_BITS * level;
+    /// Searches below a node.
+    fn search(&self, tree: TreeId, at: Subtree, find: Find, range: &Range<u64>) -> Option<LeafPages> {
         let word = match find {
-            Find::Present => self.links[node as usize].present,
-            Find::Tagged(tag) => self.nodes.word(node, tag),
+            Find::Present => u64::MAX,
+            Find::Tagged(tag) => self.nodes.word(at.node, tag),
         };
-        let mut wanted = word & children_in(range, base, child_bits);
-        if level == 0 {
-            return (wanted != 0).then_some(LeafPages { leaf: node, base, pages: wanted });
+        // A summary may say more than there is.
+        let wanted = word & self.links[at.node as usize].present & at.children_in(range);
+        if at.level == 0 {
+            return (wanted != 0).then_some(LeafPages { leaf: at.node, base: at.base, pages: wanted });
         }
-        while wanted != 0 {
-            let child = base + (u64::from(wanted.trailing_zeros()) << child_bits);
-            if let Some(found) = self.search(tree, level - 1, child, find, range) {
-                return Some(found);
-            }
-            wanted &= wanted - 1;
-        }
-        None
+        ones(wanted)
+            .find_map(|slot| self.search(tree, at.child(slot, self.child(tree, at, slot)), find, range))
     }
 
-    /// Adds TOWRITE to every DIRTY page of `range` and returns how many carry it now that did not before
-    /// (`tag_pages_for_writeback`).
-    pub(crate) fn tag_for_writeback(&self, tree: TreeId, range: Range<u64>) -> u64 {
-        let top = tree.levels - 1;
-        let mut tagged = 0;
+    fn root(&self, tree: TreeId) -> Option<Subtree> {
+        let level = tree.levels - 1;
+        let node = self.lookup(tree.node_key(level, 0))?;
+        Some(Subtree { node, level, base: 0 })
+    }
+
+    /// Adds TOWRITE to every DIRTY page of `range` (`tag_pages_for_writeback`).
+    pub(crate) fn tag_for_writeback(&self, tree: TreeId, range: Range<u64>) {
         if !range.is_empty()
-            && let Some(root) = self.lookup(tree.node_key(top, 0))
+            && let Some(root) = self.root(tree)
         {
-            self.tag_below(tree, (root, top, 0), &range, &mut tagged);
+            self.tag_below(tree, root, &range);
         }
-        tagged
     }
 
-    /// Tags below the node that begins at page `base`; true when anything below carries TOWRITE afterwards.
-    fn tag_below(
-        &self,
-        tree: TreeId,
-        (node, level, base): (u32, u32, u64),
-        range: &Range<u64>,
-        tagged: &mut u64,
-    ) -> bool {
-        let child_bits = FANOUT_BITS * level;
-        let mut dirty = self.nodes.word(node, Tag::Dirty) & children_in(range, base, child_bits);
-        let mut gained = 0;
-        if level == 0 {
-            gained = dirty & !self.nodes.word(node, Tag::ToWrite);
-            *tagged += u64::from(gained.count_ones());
+    /// Tags below a node; true when anything below carries TOWRITE afterwards.
+    fn tag_below(&self, tree: TreeId, at: Subtree, range: &Range<u64>) -> bool {
+        let dirty = self.nodes.word(at.node, Tag::Dirty) & at.children_in(range);
+        if at.level == 0 {
+            return self.add_to_write(at.node, dirty);
+        }
+        // A summary may say more than there is.
+        let dirty = dirty & self.links[at.node as usize].present;
+        let mut tagged = 0;
+        if at.level > 1 {
+            let children = self.load_children(tree, at, dirty);
+            let touch = |slot| self.touch_places_below(tree, at.child(slot, children[slot as usize]));
+            std::hint::black_box(ones(dirty).fold(0, |touched, slot| touched | touch(slot)));
+            for slot in ones(dirty) {
+                let child = at.child(slot, children[slot as usize]);
+                tagged |= u64::from(self.tag_below(tree, child, range)) << slot;
+            }
         } else {
-            let mut siblings = Siblings::default();
-            while dirty != 0 {
-                let slot = dirty.trailing_zeros();
-                let child_base = base + (u64::from(slot) << child_bits);
-                let key = || tree.node_key(level - 1, child_base);
-                if let Some(child) = self.next_sibling(&mut siblings, (node, slot), key)
-                    && self.tag_below(tree, (child, level - 1, child_base), range, tagged)
-                {
-                    gained |= 1 << slot;
-                }
-                dirty &= dirty - 1;
-            }
+            tagged = self.tag_leaves(tree, at, dirty, range);
         }
-        let marks = &self.nodes.nodes[node as usize].marks[Tag::ToWrite as usize];
-        // The shard alone touches TOWRITE, so a load and a store do.
-        let now = marks.load(Ordering::Relaxed) | gained;
-        marks.store(now, Ordering::Relaxed);
-        now != 0
+        self.add_to_write(at.node, tagged)
     }
 
-    /// The child of `parent` at a slot behind those that `siblings` has seen; `key` is its key. Where pages came in the order
-    /// of the file, the next child is the next number, and neither the table nor its chains need to be read.
+    /// Tags the leaves `dirty` of a node right above leaves, and returns which of them carry TOWRITE afterwards. This is
+    /// where tagging spends its time.
+    fn tag_leaves(&self, tree: TreeId, at: Subtree, dirty: u64, range: &Range<u64>) -> u64 {
+        let is_inside = range.start <= at.base && at.base + FANOUT * FANOUT <= range.end;
+        let tag = |slot: u32, leaf: u32| {
+            let pages = if is_inside { u64::MAX } else { at.child(slot, leaf).children_in(range) };
+            let tagged = self.add_to_write(leaf, self.nodes.word(leaf, Tag::Dirty) & pages);
+            u64::from(tagged) << slot
+        };
+        let links = &self.links[at.node as usize];
+        match links.child(0) {
+            Some(first) if dirty == links.present => {
+                (first..).zip(ones(dirty)).fold(0, |tagged, (leaf, slot)| tagged | tag(slot, leaf))
+            }
+            _ => {
+                let children = self.load_children(tree, at, dirty);
+                ones(dirty).fold(0, |tagged, slot| tagged | tag(slot, children[slot as usize]))
+            }
+        }
+    }
+
+    /// Adds TOWRITE to bits of a node; true when it has any then. The shard alone touches TOWRITE, so a load and a store do.
     #[inline]
-    fn next_sibling(
-        &self,
-        siblings: &mut Siblings,
-        (parent, slot): (u32, u32),
-        key: impl FnOnce() -> u64,
-    ) -> Option<u32> {
-        if siblings.wrong < Siblings::WRONG_MAX && siblings.last != NONE && siblings.last + 1 < self.fresh {
-            let guess = siblings.last + 1;
-            let node = &self.nodes.nodes[guess as usize];
-            // One that is free has no parent.
-            if node.parent.load(Ordering::Relaxed) == parent && node.slot.load(Ordering::Relaxed) == slot {
-                siblings.last = guess;
-                return Some(guess);
-            }
-            siblings.wrong += 1;
+    fn add_to_write(&self, node: u32, bits: u64) -> bool {
+        let word = self.nodes.marks(node, Tag::ToWrite);
+        let before = word.load(Ordering::Relaxed);
+        if before | bits != before {
+            word.store(before | bits, Ordering::Relaxed);
         }
-        let found = self.lookup(key())?;
-        siblings.last = found;
-        Some(found)
+        before | bits != 0
+    }
+
+    /// The number of a child that exists.
+    #[inline]
+    fn child(&self, tree: TreeId, at: Subtree, slot: u32) -> u32 {
+        let known = self.links[at.node as usize].child(slot);
+        known.unwrap_or_else(|| {
+            self.lookup(at.child_key(tree, slot)).expect("a node's children are in the table")
+        })
+    }
+
+    /// By slot, the numbers of those children of a node that are `wanted`, all of which exist.
+    ///
+    /// Where they aren't numbered in their order, each is somewhere in the table, and its words somewhere in memory. So all
+    /// of that is loaded before any of it is looked at: it comes into the processor's cache together instead of one after the
+    /// other.
+    fn load_children(&self, tree: TreeId, at: Subtree, wanted: u64) -> [u32; FANOUT as usize] {
+        let links = &self.links[at.node as usize];
+        let mut children = [NONE; FANOUT as usize];
+        if links.first != NONE {
+            for slot in ones(wanted) {
+                children[slot as usize] = links.first + links.before(slot).count_ones();
+            }
+            return children;
+        }
+        for slot in ones(wanted) {
+            children[slot as usize] = self.buckets[self.bucket(at.child_key(tree, slot))];
+        }
+        let mut touched = 0;
+        for slot in ones(wanted) {
+            let first = children[slot as usize];
+            touched |= self.links[first as usize].key | self.nodes.word(first, Tag::ToWrite);
+        }
+        std::hint::black_box(touched);
+        for slot in ones(wanted) {
+            let found = self.follow(children[slot as usize], at.child_key(tree, slot));
+            children[slot as usize] = found.expect("a node's children are in the table");
+        }
+        children
+    }
+
+    /// Loads the parts of the table that say where the children of a node are, ahead of [`Self::load_children`]: for many nodes
+    /// at once.
+    fn touch_places_below(&self, tree: TreeId, at: Subtree) -> u32 {
+        if self.links[at.node as usize].first != NONE {
+            return 0;
+        }
+        let groups = (0..FANOUT as u32).step_by(NEIGHBOURS as usize);
+        groups.fold(0, |touched, slot| touched | self.buckets[self.bucket(at.child_key(tree, slot))])
     }
 }
 
-/// Children of one node, visited in ascending order.
-#[derive(Debug, Default)]
-struct Siblings {
-    last: u32,
-    /// Guesses that were wrong; after a few no more are made, since each costs as much as a look-up.
-    wrong: u32,
+/// A node on the way down, and what lies below it.
+#[derive(Clone, Copy, Debug)]
+struct Subtree {
+    node: u32,
+    level: u32,
+    /// Its first page.
+    base: u64,
 }
 
-impl Siblings {
-    const WRONG_MAX: u32 = 3;
+impl Subtree {
+    /// Pages of a child, as a power of two.
+    #[inline]
+    fn child_bits(self) -> u32 {
+        FANOUT_BITS * self.level
+    }
+
+    /// The first page of the child at `slot`.
+    #[inline]
+    fn child_base(self, slot: u32) -> u64 {
+        self.base + (u64::from(slot) << self.child_bits())
+    }
+
+    #[inline]
+    fn child_key(self, tree: TreeId, slot: u32) -> u64 {
+        tree.node_key(self.level - 1, self.child_base(slot))
+    }
+
+    /// The child at `slot`, whose number is `node`.
+    #[inline]
+    fn child(self, slot: u32, node: u32) -> Self {
+        Self { node, level: self.level - 1, base: self.child_base(slot) }
+    }
+
+    /// The bits of the children that overlap `range`; of a leaf, of its pages.
+    #[inline]
+    fn children_in(self, range: &Range<u64>) -> u64 {
+        children_in(range, self.base, self.child_bits())
+    }
+}
+
+/// The numbers of the bits that are set, ascending.
+fn ones(mut bits: u64) -> impl Iterator<Item = u32> {
+    std::iter::from_fn(move || {
+        let first = (bits != 0).then(|| bits.trailing_zeros())?;
+        bits &= bits - 1;
+        Some(first)
+    })
 }
 
 /// The bits of a node at `base` whose children (of `1 << child_bits` pages each) overlap `range`.
@@ -613,10 +749,10 @@ mod tests {
     proptest! {
         #[test]
         fn wb43_trees_agree_with_sets_over_any_history(
-            steps in prop::collection::vec((0u8..6, 0u16..2, prop::sample::select(vec![0u64, 1, 63, 64, 65, 4095, 4096, 8191, 70_000, 262_143])), 1..300),
+            steps in prop::collection::vec((0u8..6, 0u16..2, prop::sample::select(vec![0u64, 1, 63, 64, 65, 128, 192, 256, 4095, 4096, 4160, 8191, 70_000, 262_143])), 1..300),
             from in 0u64..5000, len in 1u64..300_000,
         ) {
-            let mut trees = TagTree::new(TagTree::nodes_max(20, 2 * 262_144, 2));
+            let mut trees = TagTree::new(TagTree::nodes_max(28, 2 * 262_144, 2));
             let mut leaves: BTreeMap<(u16, u64), u32> = BTreeMap::new();
             let mut sets: [BTreeSet<(u16, u64)>; 3] = Default::default();
             for (step, mapping, local) in steps {
@@ -636,8 +772,8 @@ mod tests {
                     }
                     (4, _) => {
                         let range = from..from + len;
-                        let new: Vec<_> = sets[0].iter().filter(|p| p.0 == mapping && range.contains(&p.1) && !sets[1].contains(p)).copied().collect();
-                        prop_assert_eq!(trees.tag_for_writeback(tree, range), new.len() as u64);
+                        let new: Vec<_> = sets[0].iter().filter(|p| p.0 == mapping && range.contains(&p.1)).copied().collect();
+                        trees.tag_for_writeback(tree, range);
                         sets[1].extend(new);
                     }
                     (5, Some(leaf)) => {
