@@ -800,6 +800,36 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn wb43_leaves_are_found_in_whatever_order_they_come_and_go(
+            in_order in 0u64..8,
+            toggled in prop::collection::vec(0u64..8, 0..40),
+        ) {
+            let tree = TreeId::new(0, 4096);
+            let mut trees = TagTree::new(TagTree::nodes_max(8, 4096, 1));
+            let mut cached: BTreeMap<u64, u32> = BTreeMap::new();
+            for slot in (0..in_order).chain(toggled) {
+                let page = 64 * slot;
+                if cached.remove(&page).is_some() {
+                    trees.remove(tree, page, 1);
+                } else {
+                    cached.insert(page, trees.insert(tree, page, 1));
+                }
+                let all: Vec<u64> = cached.keys().copied().collect();
+                cached.values().for_each(|&leaf| { trees.nodes().set_dirty(leaf, 1); });
+                trees.tag_for_writeback(tree, 0..4096);
+                prop_assert_eq!(found(&trees, tree, Find::Tagged(Tag::Dirty), 0..4096), all.clone());
+                prop_assert_eq!(found(&trees, tree, Find::Tagged(Tag::ToWrite), 0..4096), all);
+                for &leaf in cached.values() {
+                    trees.nodes().clear_owned(leaf, 1, Tag::ToWrite);
+                    trees.nodes().clear_dirty(leaf, 1);
+                }
+            }
+            prop_assert_eq!(trees.used(), cached.len() + usize::from(!cached.is_empty()));
+        }
+    }
+
     #[test]
     fn the_pool_is_enough_for_the_sparsest_pages() {
         let frames = 1000;
