@@ -6,7 +6,7 @@
 //! frame pins it and checks its identity, and who finds none asks the shard, whose own look-up is exact.
 
 use super::folio::{FolioHeader, FolioKey, FrameId, NONE};
-use super::table::Table;
+use super::table::{Table, prefetch};
 use crate::primitives::{AtomicU32, Ordering};
 
 /// A walk that meets more headers than this gives up: it has been carried into other chains.
@@ -96,6 +96,18 @@ impl FolioIndex {
     pub(crate) fn touch(&self, headers: &[FolioHeader], key: FolioKey) -> u64 {
         let first = self.bucket(key).load(Ordering::Relaxed);
         headers.get(first as usize).map_or(0, |folio| folio.key().0)
+    }
+
+    /// The frame that a look-up of `key` meets first, which may be none.
+    #[inline]
+    pub(crate) fn first_of_chain(&self, key: FolioKey) -> FrameId {
+        FrameId(self.bucket(key).load(Ordering::Relaxed))
+    }
+
+    /// Has the bucket of `key` loaded.
+    #[inline]
+    pub(crate) fn prefetch(&self, key: FolioKey) {
+        prefetch(self.bucket(key));
     }
 
     /// The frame that holds `key`. The shard only: nothing changes beside it, so the answer is exact.

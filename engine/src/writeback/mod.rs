@@ -10,6 +10,7 @@
 //! [`events`] is what a trace shows of it all. None of it knows requests or file names; the rules by number stand in
 //! ARCHITECTURE.md.
 
+mod ahead;
 pub(crate) mod callback;
 pub(crate) mod commit;
 pub(crate) mod congestion;

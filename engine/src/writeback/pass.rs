@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::ahead;
 use super::commit::Durability;
 use super::control::{PassEnd, Reason, SyncMode, WritebackOutcome};
 use super::events::PassSpan;
@@ -16,7 +17,7 @@ use super::ranges::PassRanges;
 use crate::cache::SharedCache;
 use crate::cache::eof::FileEnd;
 use crate::cache::exclusion::{self, LEAF_PAGES, leaf_bits};
-use crate::cache::folio::FrameId;
+use crate::cache::folio::{FolioOrder, FrameId};
 use crate::cache::frames::PAGE_BYTES;
 use crate::cache::owned::ShardCache;
 use crate::cache::shape::MappingShape;
@@ -290,6 +291,8 @@ pub struct WritebackPass<'a> {
     /// Bit *i*: the pages of slots *i* and *i* + 1 of that leaf belong to the same folio, or, when nobody looks at single
     /// folios, lie side by side.
     joined: u64,
+    /// Wanted pages of that leaf that are folios of their own.
+    singles: u64,
     /// Folios are handed out one by one.
     by_folio: bool,
     /// Pages of that leaf whose last write failed: each of the mapping's blocks among them goes out as a command of its
@@ -343,6 +346,7 @@ impl<'a> WritebackPass<'a> {
             look_pages: LOOK_PAGES,
             locked: LeafPages { leaf: 0, base: 0, pages: 0 },
             joined: 0,
+            singles: 0,
             by_folio: true,
             poisoned: 0,
             blocked: None,
@@ -573,6 +577,9 @@ impl<'a> WritebackPass<'a> {
         let (cache, frames) = (&self.issuer.cache.shared, &self.frames);
         let wanted = self.state.lsns.wanted(&cache.lsns, frames, batch);
         let lock = exclusion::lock_for_writeback(&cache.tags, batch.leaf, wanted, |slot| {
+            if self.singles >> slot & 1 != 0 {
+                return (cache.folio(frames[slot as usize]), 1 << slot);
+            }
             let place = cache.place(frames[slot as usize]);
             let rest = (place.order.pages() - place.within).min(LEAF_PAGES - u64::from(slot));
             (cache.folio(place.head), slots(slot, rest as u32))
@@ -620,7 +627,7 @@ impl<'a> WritebackPass<'a> {
         let shared = &self.issuer.cache.shared;
         let first = self.shape.striping.page(self.issuer.cache.shard, batch.base);
         self.first_page = first;
-        self.joined = 0;
+        (self.joined, self.singles) = (0, 0);
         let mut pages = batch.pages;
         let mut before: Option<(u32, FrameId)> = None;
         let mut are_scattered = false;
@@ -631,6 +638,17 @@ impl<'a> WritebackPass<'a> {
             let beside = before.filter(|_| !are_scattered).map(|(at, frame)| FrameId(frame.0 + slot - at));
             let beside =
                 beside.filter(|frame| shared.headers.get(frame.0 as usize).is_some_and(|it| it.key() == key));
+            if let (Some((at, _)), Some(frame)) = (before, beside)
+                && shared.folio(frame).is_of_order(FolioOrder(0))
+            {
+                // The most frequent case by far where there are many to look at, and all that is below for a single page.
+                self.frames[slot as usize] = frame;
+                self.singles |= 1 << slot;
+                self.joined |= u64::from(!self.by_folio && at + 1 == slot) << at;
+                before = Some((slot, frame));
+                pages &= pages - 1;
+                continue;
+            }
             let frame = beside.unwrap_or_else(|| {
                 if before.is_some() && !are_scattered {
                     are_scattered = true;
@@ -641,6 +659,11 @@ impl<'a> WritebackPass<'a> {
             });
             self.frames[slot as usize] = frame;
             let place = shared.place(frame);
+            if before.is_none() && ahead::is_worth_it(batch.pages, place.order.pages()) {
+                ahead::load_headers(shared, frame);
+                ahead::load_next(self.issuer.cache, self.shape, batch.base, first);
+            }
+            self.singles |= u64::from(place.order.pages() == 1) << slot;
             // The folio's other pages in this leaf lie beside it.
             let rest = (place.order.pages() - place.within).min(LEAF_PAGES - u64::from(slot)) as u32;
             for at in 1..rest {
