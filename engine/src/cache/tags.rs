@@ -43,6 +43,8 @@ const FANOUT_BITS: u32 = 6;
 const FANOUT: u64 = 1 << FANOUT_BITS;
 /// Neighbouring nodes of a level, this many, share a cache line of the table by which nodes are found.
 const NEIGHBOURS: u64 = 16;
+/// For so many children of a node it doesn't pay to load them together.
+const FEW: u32 = 2;
 /// A tree over 2^48 pages has eight levels.
 const LEVELS_MAX: u32 = 8;
 
@@ -527,6 +529,8 @@ impl TagTree {
 
     /// Searches below a node.
     fn search(&self, tree: TreeId, at: Subtree, find: Find, range: &Range<u64>) -> Option<LeafPages> {
+        // Who finds dirty pages sets WRITEBACK next.
+        prefetch(&self.nodes.nodes[at.node as usize]);
         let present = || self.links[at.node as usize].present;
         let word = match find {
             Find::Present => present(),
@@ -566,7 +570,12 @@ impl TagTree {
         // A summary may say more than there is.
         let dirty = dirty & self.links[at.node as usize].present;
         let mut tagged = 0;
-        if at.level > 1 {
+        if dirty.count_ones() <= FEW {
+            for slot in ones(dirty) {
+                let child = at.child(slot, self.child(tree, at, slot));
+                tagged |= u64::from(self.tag_below(tree, child, range)) << slot;
+            }
+        } else if at.level > 1 {
             let children = self.load_children(tree, at, dirty);
             let touch = |slot| self.touch_places_below(tree, at.child(slot, children[slot as usize]));
             std::hint::black_box(ones(dirty).fold(0, |touched, slot| touched | touch(slot)));

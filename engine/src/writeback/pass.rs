@@ -578,6 +578,7 @@ impl<'a> WritebackPass<'a> {
         let wanted = self.state.lsns.wanted(&cache.lsns, frames, batch);
         let lock = exclusion::lock_for_writeback(&cache.tags, batch.leaf, wanted, |slot| {
             if self.singles >> slot & 1 != 0 {
+                debug_assert_eq!(cache.place(frames[slot as usize]).order, FolioOrder(0));
                 return (cache.folio(frames[slot as usize]), 1 << slot);
             }
             let place = cache.place(frames[slot as usize]);
