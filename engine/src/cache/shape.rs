@@ -34,6 +34,14 @@ pub(crate) struct MappingShape {
     pub capacity_bytes: u64,
     /// Number of pages, of all its capacity; the last may exist in part only.
     pages: u64,
+    /// Blocks of the namespace that make a page.
+    page_blocks: u64,
+    /// A block of the namespace has two to this power bytes.
+    block_shift: u32,
+    /// Pages that one command can carry, as far as only MDTS has to do with it.
+    transfer_pages_max: u64,
+    /// See [`block_commands_max`](Self::block_commands_max).
+    block_commands_max: u32,
     pub striping: Striping,
     pub tree: TreeId,
     /// The smallest folio: the mapping's block, which is pinned, marked and written as a whole.
@@ -57,7 +65,26 @@ impl MappingShape {
         let pages = capacity_bytes.div_ceil(PAGE_BYTES as u64);
         let tree = TreeId::new(slot, striping.local_pages_max(pages));
         let share = ShareId::UNNAMED;
-        Self { slot, namespace, first_lba, capacity_bytes, pages, striping, tree, order, stability, share }
+        // What a command asks of the geometry is divided here, once.
+        let block_bytes = namespace.block_bytes();
+        let transfer_pages_max = u64::from(namespace.max_transfer_bytes()) / PAGE_BYTES as u64;
+        let block_commands_max = commands_of_a_block(&namespace, order, first_lba);
+        Self {
+            slot,
+            namespace,
+            first_lba,
+            capacity_bytes,
+            pages,
+            page_blocks: PAGE_BYTES as u64 / u64::from(block_bytes),
+            block_shift: block_bytes.trailing_zeros(),
+            transfer_pages_max,
+            block_commands_max,
+            striping,
+            tree,
+            order,
+            stability,
+            share,
+        }
     }
 
     pub(crate) fn pages(&self) -> u64 {
@@ -80,31 +107,22 @@ impl MappingShape {
     }
 
     /// The first block of `page` on the device.
+    #[inline]
     pub(crate) fn lba(&self, page: u64) -> Lba {
-        Lba(self.first_lba + page * (PAGE_BYTES as u64 / u64::from(self.namespace.block_bytes())))
+        Lba(self.first_lba + page * self.page_blocks)
     }
 
     /// Blocks of the device that pages `pages` occupy.
     pub(crate) fn blocks(&self, pages: &Range<u64>) -> u32 {
         let end = (pages.end * PAGE_BYTES as u64).min(self.capacity_bytes);
-        ((end - pages.start * PAGE_BYTES as u64) / u64::from(self.namespace.block_bytes())) as u32
+        ((end - pages.start * PAGE_BYTES as u64) >> self.block_shift) as u32
     }
 
     /// How many commands the driver may make of one block: more than one where a boundary of the device runs through
     /// blocks, or a command can't carry a block.
+    #[inline]
     pub(crate) fn block_commands_max(&self) -> u32 {
-        let block_bytes = self.order.pages() as u32 * PAGE_BYTES as u32;
-        let by_size = block_bytes.div_ceil(self.namespace.max_transfer_bytes().max(1));
-        let lbas = (block_bytes / self.namespace.block_bytes()).max(1);
-        let by_boundary = match self.namespace.optimal_boundary_blocks() {
-            Some(boundary)
-                if !(boundary.is_multiple_of(lbas) && self.first_lba.is_multiple_of(u64::from(lbas))) =>
-            {
-                lbas.div_ceil(boundary)
-            }
-            _ => 0,
-        };
-        by_size + by_boundary
+        self.block_commands_max
     }
 
     /// Whether the device writes a block of the mapping whole or not at all when power fails: it fits into the atomic unit
@@ -120,13 +138,27 @@ impl MappingShape {
     /// stripe considered: whole blocks, and at least one.
     pub(crate) fn command_pages_max(&self, first: u64) -> u64 {
         let block = self.order.pages();
-        let by_size = u64::from(self.namespace.max_transfer_bytes()) / PAGE_BYTES as u64;
+        let by_size = self.transfer_pages_max;
         let by_stripe = self.striping.run_end(first) - first;
         let by_boundary = self.namespace.optimal_boundary_blocks().map_or(u64::MAX, |boundary| {
             let boundary = u64::from(boundary);
             let left = boundary - self.lba(first).0 % boundary;
             left * u64::from(self.namespace.block_bytes()) / PAGE_BYTES as u64
         });
-        (by_size.min(by_stripe).min(by_boundary) / block * block).max(block)
+        // A block is a power of two.
+        (by_size.min(by_stripe).min(by_boundary) & !(block - 1)).max(block)
     }
+}
+
+fn commands_of_a_block(namespace: &Namespace, order: FolioOrder, first_lba: u64) -> u32 {
+    let block_bytes = order.pages() as u32 * PAGE_BYTES as u32;
+    let by_size = block_bytes.div_ceil(namespace.max_transfer_bytes().max(1));
+    let lbas = (block_bytes / namespace.block_bytes()).max(1);
+    let by_boundary = match namespace.optimal_boundary_blocks() {
+        Some(boundary) if !(boundary.is_multiple_of(lbas) && first_lba.is_multiple_of(u64::from(lbas))) => {
+            lbas.div_ceil(boundary)
+        }
+        _ => 0,
+    };
+    by_size + by_boundary
 }

@@ -1,6 +1,7 @@
 //! What the device holds while a command is in flight: a run of folios, or nothing but the knowledge of what
 //! the command was for.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 
 use foliant_nvme::{Fua, Payload, Segment};
@@ -19,8 +20,15 @@ use crate::writeback::streams::PairId;
 ///
 /// While a run exists its pages are being read in (not filled, so nobody has them) or under writeback (so nobody changes
 /// them): the device's possession.
+///
+/// It is handed on many times between being made and being ended, so it is a handle; what it holds stays in its place, and is
+/// used again for a later run ([`RunPool`]).
 #[derive(Debug)]
-pub(crate) struct FolioRun {
+pub(crate) struct FolioRun(Box<RunBody>);
+
+/// What a run consists of.
+#[derive(Debug)]
+pub(crate) struct RunBody {
     cache: Arc<SharedCache>,
     pub mapping: u16,
     pub first_page: u64,
@@ -40,6 +48,22 @@ pub(crate) struct FolioRun {
     pub pair: PairId,
 }
 
+impl Deref for FolioRun {
+    type Target = RunBody;
+
+    #[inline]
+    fn deref(&self) -> &RunBody {
+        &self.0
+    }
+}
+
+impl DerefMut for FolioRun {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut RunBody {
+        &mut self.0
+    }
+}
+
 /// Writes that are waited for together (`nfs_io_completion`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum RunGroup {
@@ -57,7 +81,7 @@ struct Extent {
     pages: u32,
 }
 
-impl FolioRun {
+impl RunBody {
     /// How many of the `pages` pages from `page` on one command can still carry: whole blocks.
     pub(crate) fn room_for(&self, shape: &MappingShape, page: u64, pages: u64) -> u64 {
         if self.mapping != shape.slot || page != self.range().end {
@@ -101,37 +125,52 @@ impl FolioRun {
     }
 }
 
-/// Makes runs, and takes their parts back to use them again: nothing is allocated a command.
+/// Makes runs, and takes them back to use them again: nothing is allocated a command.
 #[derive(Debug)]
 pub(crate) struct RunPool {
     cache: Arc<SharedCache>,
-    /// Of runs that have ended: their lists, and the cache's handles, which would be counted anew for each run.
-    parts: Vec<(Arc<SharedCache>, Vec<Extent>)>,
+    /// Runs that have ended, with their lists and handles of the cache. The last is made use of first: its memory was used last.
+    ended: Vec<FolioRun>,
 }
 
 impl RunPool {
-    /// Lists for `count` runs of up to `pages_max` pages. More are made when they are needed, and kept.
+    /// `count` runs of up to `pages_max` pages. More are made when they are needed, and kept.
     pub(crate) fn new(cache: Arc<SharedCache>, count: usize, pages_max: usize) -> Self {
-        let parts = (0..count).map(|_| (cache.clone(), Vec::with_capacity(pages_max))).collect();
-        Self { cache, parts }
+        let ended = (0..count).map(|_| Self::unused(&cache, Vec::with_capacity(pages_max))).collect();
+        Self { cache, ended }
     }
 
-    /// An empty run that begins at `page`.
-    pub(crate) fn start(&mut self, shape: &MappingShape, page: u64) -> FolioRun {
-        let (cache, extents) = self.parts.pop().unwrap_or_else(|| (self.cache.clone(), Vec::new()));
-        FolioRun {
-            cache,
-            mapping: shape.slot,
-            first_page: page,
+    fn unused(cache: &Arc<SharedCache>, extents: Vec<Extent>) -> FolioRun {
+        FolioRun(Box::new(RunBody {
+            cache: cache.clone(),
+            mapping: 0,
+            first_page: 0,
             pages: 0,
             extents,
-            pages_max: shape.command_pages_max(page),
+            pages_max: 0,
             tail_bytes: 0,
             fua: Fua::No,
             group: RunGroup::None,
             failures: 0,
             pair: PairId::NONE,
-        }
+        }))
+    }
+
+    /// An empty run that begins at `page`.
+    pub(crate) fn start(&mut self, shape: &MappingShape, page: u64) -> FolioRun {
+        let mut run = self.ended.pop().unwrap_or_else(|| Self::unused(&self.cache, Vec::new()));
+        let body = &mut *run;
+        body.mapping = shape.slot;
+        body.first_page = page;
+        body.pages = 0;
+        body.extents.clear();
+        body.pages_max = shape.command_pages_max(page);
+        body.tail_bytes = 0;
+        body.fua = Fua::No;
+        body.group = RunGroup::None;
+        body.failures = 0;
+        body.pair = PairId::NONE;
+        run
     }
 
     /// The pages `pages` of `run`, in the same frames, to go where `shape` says. It may be longer than a command: what is
@@ -158,9 +197,7 @@ impl RunPool {
 
     /// A run has ended.
     pub(crate) fn end(&mut self, run: FolioRun) {
-        let FolioRun { cache, mut extents, .. } = run;
-        extents.clear();
-        self.parts.push((cache, extents));
+        self.ended.push(run);
     }
 }
 
