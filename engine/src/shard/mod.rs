@@ -390,6 +390,7 @@ impl Shard {
         if self.queue.ring() {
             events::block_unplug(self.link.shard, &self.link.counters, self.queue.stats().requests, now_ns);
             progressed = true;
+            self.start_device();
         }
         // It submits nothing: the device is at work meanwhile.
         self.evict_ahead();

@@ -78,9 +78,23 @@ impl Shard {
         2 * self.ahead.low
     }
 
+    /// Fewer frames than this shall not be free at a step's end.
+    fn frames_wanted_free(&self) -> usize {
+        (self.ahead.low + self.frames_reserved()).max(self.frames_needed)
+    }
+
+    /// The doorbell was rung. A device that has no thread of its own begins with what it was told of before this step
+    /// goes on to free frames, as hardware does by itself.
+    pub(super) fn start_device(&mut self) {
+        if self.cache.free_frames() < self.frames_wanted_free() {
+            // What it has to say is heard at the begin of the next step, which follows at once.
+            let _ = self.queue.pump();
+        }
+    }
+
     /// Frees frames ahead of demand, as far as a step may.
     pub(super) fn evict_ahead(&mut self) {
-        let low = (self.ahead.low + self.frames_reserved()).max(self.frames_needed);
+        let low = self.frames_wanted_free();
         if self.cache.free_frames() >= low {
             return;
         }
