@@ -33,7 +33,7 @@ use crate::gate::Gate;
 use crate::mirror::MirrorOptions;
 use crate::pin::{PagePin, PagePinMut, PinParts};
 use crate::reply::{GRANTS_MAX, Grants, Hold, block_on, is_blocking};
-use crate::shard::link::{RequestFuture, ShardLink};
+use crate::shard::link::{PageFuture, RequestFuture, ShardLink};
 use crate::shard::open::OpenMapping;
 use crate::shard::passes::PassOrder;
 use crate::shard::request::{Pacing, Request, Want};
@@ -682,11 +682,13 @@ impl Mapping {
         let first = self.first(page);
         let (link, count) = (self.link(first), self.open.shape.order.pages());
         self.check_not_held(link, first, Want::Pin)?;
-        let request = self.request_pages(link, first, count as u32, Want::Pin, Pacing::Wait);
-        let grants = self.ask_and_read_ahead(request, first..first + count, first + count).await?;
-        let (_, frame, _) = grants.iter().next().expect("a request for one page is granted or fails");
+        let request = PageFuture(self.request_pages(link, first, count as u32, Want::Pin, Pacing::Wait));
+        let granted = self.ask_and_read_ahead(request, first..first + count, first + count).await?;
         self.read_once(first..first + count);
-        self.before_end(page, self.granted_shared_pin(link, first, frame, self.open.shape.order.pages()))
+        self.before_end(
+            page,
+            self.granted_shared_pin(link, first, granted.frame, self.open.shape.order.pages()),
+        )
     }
 
     async fn pin_mut_slow(&self, page: u64, pacing: Pacing) -> Result<PagePinMut<'_>> {
@@ -721,9 +723,8 @@ impl Mapping {
         let link = self.link(first);
         let count = self.open.shape.order.pages() as u32;
         self.check_not_held(link, first, want)?;
-        let grants = self.request_pages(link, first, count, want, pacing).await?;
-        let (_, frame, _) = grants.iter().next().expect("a request for one page is granted or fails");
-        Ok((link, frame, grants.reserved))
+        let granted = PageFuture(self.request_pages(link, first, count, want, pacing)).await?;
+        Ok((link, granted.frame, granted.reserved))
     }
 
     fn request_pages<'a>(

@@ -46,19 +46,26 @@ impl PageList {
     /// Adds a page, in its place. There must be room.
     pub(crate) fn insert(&self, page: u64, tag: u32) {
         let count = self.len();
+        let (pages, tags) = (&self.pages[..=count], &self.tags[..=count]);
         let mut at = count;
-        // Mostly at the end; neighbours that end up side by side are one command.
-        while at > 0 && self.page(at - 1) > page {
-            self.set(at, self.page(at - 1), self.tag(at - 1));
-            at -= 1;
+        // Neighbours that end up side by side are one command.
+        while let Some(before) = at.checked_sub(1) {
+            let listed = pages[before].load(Ordering::Relaxed);
+            if listed <= page {
+                break;
+            }
+            pages[at].store(listed, Ordering::Relaxed);
+            tags[at].store(tags[before].load(Ordering::Relaxed), Ordering::Relaxed);
+            at = before;
         }
-        self.set(at, page, tag);
+        pages[at].store(page, Ordering::Relaxed);
+        tags[at].store(tag, Ordering::Relaxed);
         self.count.store(count as u32 + 1, Ordering::Relaxed);
     }
 
-    fn set(&self, at: usize, page: u64, tag: u32) {
-        self.pages[at].store(page, Ordering::Relaxed);
-        self.tags[at].store(tag, Ordering::Relaxed);
+    /// Whether `page` is the next behind the last page, where a page of the mapping has `block` of 4096 bytes, or that itself.
+    pub(crate) fn is_followed_by(&self, page: u64, block: u64) -> bool {
+        self.len().checked_sub(1).is_some_and(|last| page.wrapping_sub(self.page(last)) <= block)
     }
 
     pub(crate) fn page(&self, at: usize) -> u64 {
@@ -98,9 +105,12 @@ mod tests {
         let listed: Vec<_> = (0..list.len()).map(|at| (list.page(at), list.tag(at))).collect();
         assert_eq!(listed, [(0, 4), (3, 1), (3, 3), (7, 0), (8, 5), (9, 2)]);
         assert_eq!(list.next(), None);
+        assert!(list.is_followed_by(10, 1) && list.is_followed_by(9, 1), "the next, and the last itself");
+        assert!(!list.is_followed_by(11, 1) && !list.is_followed_by(8, 1) && list.is_followed_by(13, 4));
         list.set_next(Some(SlotId(4)));
         assert_eq!(list.next(), Some(SlotId(4)));
         list.clear();
         assert_eq!((list.len(), list.next()), (0, None));
+        assert!(!list.is_followed_by(0, 1), "nothing is in it");
     }
 }

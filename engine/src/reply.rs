@@ -96,6 +96,24 @@ impl Grants {
     }
 }
 
+/// What was granted to who asked for one page.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GrantedPage {
+    pub frame: FrameId,
+    /// Pages reserved for it.
+    pub reserved: u32,
+}
+
+impl GrantedPage {
+    /// The one page of these grants.
+    #[inline]
+    pub(crate) fn of(grants: &Grants) -> Self {
+        debug_assert!(grants.mask.is_power_of_two(), "a request for one page is granted or fails");
+        let frame = grants.frames[grants.mask.trailing_zeros() as usize];
+        Self { frame, reserved: grants.reserved }
+    }
+}
+
 /// A shard's answer.
 pub(crate) type Reply = Result<Grants>;
 
@@ -159,7 +177,7 @@ impl ReplySlots {
         self.free.count() > self.slots.len() / 2
     }
 
-    /// Frees a slot whose reply has been [taken](Self::poll_kept). No waker is left in it: who answers takes it out, or is
+    /// Frees a slot whose reply has been [looked at](Self::read_done). No waker is left in it: who answers takes it out, or is
     /// about to.
     pub(crate) fn release(&self, slot: SlotId) {
         self.slots[slot.0 as usize].state.store(FREE, Ordering::Relaxed);
@@ -174,11 +192,21 @@ impl ReplySlots {
     /// The shard's side: answers. Hands the reply back when nobody waits for it any more, so that the shard
     /// takes back what it granted.
     pub(crate) fn answer(&self, slot: SlotId, reply: Reply) -> Option<Reply> {
+        self.answer_in_place(slot, |place| *place = Some(reply))
+    }
+
+    /// As [`answer`](Self::answer); `write` writes the reply where it is read from.
+    #[inline]
+    pub(crate) fn answer_in_place(
+        &self,
+        slot: SlotId,
+        write: impl FnOnce(&mut Option<Reply>),
+    ) -> Option<Reply> {
         let at = &self.slots[slot.0 as usize];
         // SAFETY: the slot is PENDING or ABANDONED: the requester doesn't touch the cell before it sees DONE.
         #[expect(unsafe_code, reason = "the shard owns the cell until it publishes DONE")]
         unsafe {
-            *at.reply.get() = Some(reply);
+            write(&mut *at.reply.get());
         }
         if at.state.swap(DONE, Ordering::AcqRel) == ABANDONED {
             let reply = self.take(slot);
@@ -208,17 +236,25 @@ impl ReplySlots {
         }
     }
 
-    /// Polls a slot; on DONE the reply is taken and the slot is free again.
-    pub(crate) fn poll(&self, slot: SlotId, waker: &Waker) -> Poll<Reply> {
-        let polled = self.poll_kept(slot, waker);
-        if polled.is_ready() {
-            self.release(slot);
+    /// Polls a slot; on DONE `read` looks at what was granted, and the slot is free again. The reply itself isn't copied.
+    #[inline]
+    pub(crate) fn poll<R>(
+        &self,
+        slot: SlotId,
+        waker: &Waker,
+        read: impl FnOnce(&Grants) -> R,
+    ) -> Poll<Result<R>> {
+        if !self.is_done(slot, waker) {
+            return Poll::Pending;
         }
-        polled
+        let reply = self.read_done(slot, read);
+        self.release(slot);
+        Poll::Ready(reply)
     }
 
-    /// As [`poll`](Self::poll); the slot, and with it its list of pages, stays the caller's, who releases it.
-    pub(crate) fn poll_kept(&self, slot: SlotId, waker: &Waker) -> Poll<Reply> {
+    /// Whether a slot's reply has come; if not, the waker will be called. If so, the slot, and with it its list of pages, is the
+    /// caller's, who [looks](Self::read_done) and [releases](Self::release) it.
+    pub(crate) fn is_done(&self, slot: SlotId, waker: &Waker) -> bool {
         let at = &self.slots[slot.0 as usize];
         if at.state.load(Ordering::Acquire) != DONE {
             let waker = waker.clone();
@@ -226,12 +262,26 @@ impl ReplySlots {
             drop(before);
             // The shard may have answered before the waker was there.
             if at.state.load(Ordering::Acquire) != DONE {
-                return Poll::Pending;
+                return false;
             }
             // Perhaps before it was there: then nobody else takes it out again.
             drop(at.take_waker());
         }
-        Poll::Ready(self.take(slot).expect("a done slot has a reply"))
+        true
+    }
+
+    /// Looks at the reply in a slot that [is done](Self::is_done), once.
+    #[inline]
+    pub(crate) fn read_done<R>(&self, slot: SlotId, read: impl FnOnce(&Grants) -> R) -> Result<R> {
+        // SAFETY: the caller has seen DONE, and has the slot until it releases it.
+        #[expect(unsafe_code, reason = "after DONE the cell belongs to who waits")]
+        let place = unsafe { &mut *self.slots[slot.0 as usize].reply.get() };
+        let result = match place.as_ref().expect("a done slot has a reply") {
+            Ok(grants) => Ok(read(grants)),
+            Err(error) => Err(error.clone()),
+        };
+        *place = None;
+        result
     }
 
     /// Gives up waiting. A reply that has come already is handed back for its grants to be released.
@@ -405,9 +455,9 @@ mod tests {
         let slots = ReplySlots::new(1);
         let slot = slots.acquire().unwrap();
         assert!(slots.acquire().is_none(), "bounded");
-        assert!(slots.poll(slot, Waker::noop()).is_pending());
+        assert!(slots.poll(slot, Waker::noop(), Grants::clone).is_pending());
         assert!(slots.answer(slot, Ok(Grants::none())).is_none());
-        assert!(slots.poll(slot, Waker::noop()).is_ready());
+        assert!(slots.poll(slot, Waker::noop(), Grants::clone).is_ready());
         assert!(slots.acquire().is_some());
     }
 
@@ -440,7 +490,8 @@ mod tests {
             let slots = slots.clone();
             std::thread::spawn(move || slots.answer(slot, Err(Error::Closed)).is_none())
         };
-        let reply = block_on(std::future::poll_fn(|context| slots.poll(slot, context.waker())));
+        let reply =
+            block_on(std::future::poll_fn(|context| slots.poll(slot, context.waker(), Grants::clone)));
         assert!(matches!(reply, Err(Error::Closed)));
         assert!(other.join().unwrap());
     }

@@ -733,6 +733,19 @@ impl FolioHeader {
         debug_assert!(FolioState(before).filled() == 0);
     }
 
+    /// As [`fill`](Self::fill) of a folio of one page, and grants a shared pin on it on behalf of a parked request, at once: so nobody
+    /// else has it in between, and it counts as unused. False, and nothing is done, where there is more to look at than that.
+    pub(crate) fn fill_pinned(&self) -> bool {
+        let seen = self.state.load(Ordering::Relaxed);
+        debug_assert!(FolioState(seen).filled() == 0 && seen & (EXCLUSIVE | FROZEN | BIASED) == 0);
+        // These the shard alone sets. Attempts to pin come and go meanwhile, and find it unfilled or shared.
+        if seen & (WAITERS | READAHEAD | UNUSED) != 0 {
+            return false;
+        }
+        self.state.fetch_add(FILL + PIN, Ordering::Release);
+        true
+    }
+
     /// Grants a shared pin on the folio's page `within` on behalf of a parked request. False where it can't be granted
     /// now.
     pub(crate) fn grant_pin(&self, within: u64) -> bool {
@@ -924,6 +937,21 @@ mod tests {
         assert!(folio.try_pin(0, || folio.key() == KEY).is_err());
         folio.fill(1);
         assert!(folio.try_pin(0, || folio.key() == KEY).is_ok());
+    }
+
+    #[test]
+    fn a_folio_that_one_waits_for_is_filled_and_pinned_at_once_and_that_is_no_use_of_it() {
+        let folio = FolioHeader::new();
+        folio.assign(KEY, 0, FolioOrder(0));
+        folio.publish();
+        folio.announce_waiters();
+        assert!(!folio.fill_pinned() && folio.state().filled() == 0, "releases have to kick");
+        folio.retract_waiters();
+        assert!(folio.fill_pinned());
+        assert_eq!((folio.state().filled(), folio.state().pins()), (1, 1));
+        assert!(folio.try_exclusive(0, Access::Change, || folio.key() == KEY).is_err());
+        let _ = folio.unpin();
+        assert_eq!(folio.look(), Usage::None);
     }
 
     #[test]

@@ -33,6 +33,9 @@ use crate::writeback::throttle::DirtyLimits;
 /// such blocks.
 const WHOLE_BLOCKS_SPARED: u32 = 8;
 
+/// The order of folios that occupy a leaf.
+const LEAF_ORDER: FolioOrder = FolioOrder(LEAF_PAGES.trailing_zeros() as u8);
+
 /// Whether what is evicted leaves a shadow entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Remembered {
@@ -146,6 +149,14 @@ impl ShardCache {
         self.shared.index.find_exact(&self.shared.headers, shape.key(page))
     }
 
+    /// Loads what bringing in `page` looks at, without looking at it. Many of these overlap; what is brought in one after the
+    /// other waits for each.
+    pub(crate) fn touch(&self, shape: &MappingShape, page: u64) -> u64 {
+        let leaf = self.tree.leaf_of(shape.tree, shape.striping.local(page));
+        let present = leaf.map_or(0, |leaf| self.tree.present_in(leaf));
+        present | self.shadows.touch(shape.slot, page >> shape.order.0)
+    }
+
     /// Whether no page of `first..first + pages`, which lie in one folio's place, is in the cache.
     pub(crate) fn is_vacant(&self, shape: &MappingShape, first: u64, pages: u64) -> bool {
         let local = shape.striping.local(first);
@@ -161,55 +172,75 @@ impl ShardCache {
         (order, rank): (FolioOrder, Rank),
     ) -> Option<FrameId> {
         debug_assert!(first.is_multiple_of(order.pages()) && self.is_vacant(shape, first, order.pages()));
-        let head = self.take_frames(shape, first, order)?;
-        let mut done = 0;
-        while done < order.pages() {
-            let page = first + done;
-            let bits = leaf_bits(page, order.pages() - done);
-            let leaf = self.tree.insert(shape.tree, shape.striping.local(page), bits);
-            for at in done..done + u64::from(bits.count_ones()) {
-                let frame = FrameId(head.0 + at as u32);
-                self.shared.folio(frame).assign(shape.key(first + at), leaf, order);
-                self.shared.index.insert(&self.shared.headers, frame);
-            }
-            done += u64::from(bits.count_ones());
+        if !self.free.has(order, 1) {
+            return None;
         }
+        let head = if order < LEAF_ORDER {
+            let leaf =
+                self.tree.insert(shape.tree, shape.striping.local(first), leaf_bits(first, order.pages()));
+            let head = self.take_frames_in_leaf(shape, first, (leaf, order));
+            self.assign(shape, first..first + order.pages(), (leaf, order, head));
+            head
+        } else {
+            let head = self.free.take(&self.shared.headers, order)?;
+            for page in (first..first + order.pages()).step_by(LEAF_PAGES as usize) {
+                let leaf = self.tree.insert(shape.tree, shape.striping.local(page), u64::MAX);
+                let frame = FrameId(head.0 + (page - first) as u32);
+                self.assign(shape, page..page + LEAF_PAGES, (leaf, order, frame));
+            }
+            head
+        };
         self.shared.shares.installed(shape, order.pages());
         self.installed += order.pages();
         self.reclaim.enter(&self.shared.headers, head, rank);
         Some(head)
     }
 
-    /// Takes free frames for a folio, those that lie to its neighbours' frames as the pages lie to each other where it can:
-    /// in whatever order pages came into the cache, their headers are met one behind the other then, and what a command
-    /// carries is one piece of memory.
+    /// Says in the headers of frames from `frame` on which pages of a leaf they hold, and makes them found.
+    fn assign(
+        &self,
+        shape: &MappingShape,
+        pages: std::ops::Range<u64>,
+        (leaf, order, frame): (u32, FolioOrder, FrameId),
+    ) {
+        for (at, page) in (frame.0..).zip(pages) {
+            self.shared.folio(FrameId(at)).assign(shape.key(page), leaf, order);
+            self.shared.index.insert(&self.shared.headers, FrameId(at));
+        }
+    }
+
+    /// Takes free frames, of which there are some, for a folio smaller than a leaf that stands in its leaf already: those
+    /// that lie to its neighbours' frames as the pages lie to each other where it can. In whatever order pages came into the cache,
+    /// their headers are met one behind the other then, and what a command carries is one piece of memory.
     ///
     /// The first page of a leaf goes to its place in a block of frames as large as the leaf, as long as there are plenty.
     /// Nothing is kept for its neighbours: when no such block is left, others take the frames between. Nor is the reserve
     /// broken up for a better place: whoever counted on fragments gets those.
-    fn take_frames(&mut self, shape: &MappingShape, first: u64, order: FolioOrder) -> Option<FrameId> {
-        const LEAF_ORDER: FolioOrder = FolioOrder(LEAF_PAGES.trailing_zeros() as u8);
+    fn take_frames_in_leaf(
+        &mut self,
+        shape: &MappingShape,
+        first: u64,
+        (leaf, order): (u32, FolioOrder),
+    ) -> FrameId {
         let headers = &self.shared.headers;
-        if order < LEAF_ORDER {
-            let slot = (first % LEAF_PAGES) as u32;
-            let present = self.tree.present(shape.tree, shape.striping.local(first));
-            let wanted = match nearest(present, slot) {
-                Some(neighbour) => {
-                    let page = first - u64::from(slot) + u64::from(neighbour);
-                    let frame = self.find(shape, page).expect("a page of the tree is in the cache");
-                    (frame.0 + slot).checked_sub(neighbour)
-                }
-                None => {
-                    let spared = headers.len() as u32 / WHOLE_BLOCKS_SPARED;
-                    self.free.untouched(LEAF_ORDER, spared).map(|block| block + slot)
-                }
-            };
-            let reserve = self.reserve;
-            if let Some(wanted) = wanted.filter(|&at| self.free.take_at(headers, (at, order), reserve)) {
-                return Some(FrameId(wanted));
+        let slot = (first % LEAF_PAGES) as u32;
+        let neighbours = self.tree.present_in(leaf) & !leaf_bits(first, order.pages());
+        let wanted = match nearest(neighbours, slot) {
+            Some(neighbour) => {
+                let page = first - u64::from(slot) + u64::from(neighbour);
+                let frame = self.find(shape, page).expect("a page of the tree is in the cache");
+                (frame.0 + slot).checked_sub(neighbour)
             }
+            None => {
+                let spared = headers.len() as u32 / WHOLE_BLOCKS_SPARED;
+                self.free.untouched(LEAF_ORDER, spared).map(|block| block + slot)
+            }
+        };
+        let reserve = self.reserve;
+        match wanted.filter(|&at| self.free.take_at(headers, (at, order), reserve)) {
+            Some(wanted) => FrameId(wanted),
+            None => self.free.take(headers, order).expect("some are free"),
         }
-        self.free.take(headers, order)
     }
 
     /// Unlinks a frozen folio without marks and makes its frames free.
@@ -217,11 +248,10 @@ impl ShardCache {
         let order = self.shared.folio(head).order();
         let first = self.shared.folio(head).key().page();
         self.reclaim.leave(self.shared.folio(head));
-        let mut done = 0;
-        while done < order.pages() {
-            let bits = leaf_bits(first + done, order.pages() - done);
-            self.tree.remove(shape.tree, shape.striping.local(first + done), bits);
-            done += u64::from(bits.count_ones());
+        // A leaf's at once: a folio lies in one, or fills some.
+        for page in (first..first + order.pages()).step_by(LEAF_PAGES as usize) {
+            let bits = leaf_bits(page, order.pages());
+            self.tree.remove(shape.tree, shape.striping.local(page), bits);
         }
         for frame in head.0..head.0 + order.pages() as u32 {
             self.shared.index.remove(&self.shared.headers, FrameId(frame));

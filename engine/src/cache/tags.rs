@@ -444,6 +444,11 @@ impl TagTree {
         node
     }
 
+    /// The pages of a leaf that are in the cache.
+    pub(crate) fn present_in(&self, leaf: u32) -> u64 {
+        self.links[leaf as usize].present
+    }
+
     fn create(&mut self, key: u64) -> u32 {
         let node = if self.free == NONE {
             self.fresh += 1;
@@ -503,11 +508,6 @@ impl TagTree {
     /// The leaf of a page, if any page of it is in the cache.
     pub(crate) fn leaf_of(&self, tree: TreeId, local: u64) -> Option<u32> {
         self.lookup(tree.node_key(0, local))
-    }
-
-    /// Which pages of the leaf in which `local` lies are in the cache.
-    pub(crate) fn present(&self, tree: TreeId, local: u64) -> u64 {
-        self.leaf_of(tree, local).map_or(0, |leaf| self.links[leaf as usize].present)
     }
 
     /// Has the processor load what a pass needs of the leaf in which `local` lies, where the table finds that at once.

@@ -56,6 +56,11 @@ impl Shadows {
         found.is_some_and(|entry| std::mem::take(entry) != 0)
     }
 
+    /// Loads the entries among which a block's may be, without looking at them.
+    pub(crate) fn touch(&self, mapping: u16, block: u64) -> u64 {
+        u64::from(self.sets[self.place(mapping, block).0].0[0])
+    }
+
     /// The blocks `blocks` are brought in: how many of them were evicted lately.
     pub(crate) fn refaults(&mut self, mapping: u16, blocks: std::ops::Range<u64>) -> u64 {
         blocks.map(|block| u64::from(self.take(mapping, block))).sum()

@@ -16,7 +16,11 @@ use crate::shard::request::Request;
 use crate::writeback::callback;
 
 /// Lists of one batch that are filled or waited for at a time: their places live in the future.
-const LISTS_AT_ONCE: usize = 16;
+const LISTS_AT_ONCE: usize = 32;
+/// Pages of a list whose pages are copied, as long as what comes next isn't the last one's neighbour, which belongs into the same
+/// command. Less than a list can hold: what a list brought is copied when it is answered, and what the last one brought
+/// while nothing else is on its way.
+const COPIED_PAGES: usize = 16;
 
 /// How far a list is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,14 +49,29 @@ pub(super) enum Added {
 pub(super) struct Gather<'a> {
     mapping: &'a Mapping,
     lists: [Option<List>; LISTS_AT_ONCE],
+    /// The list to which the last page went.
+    recent: usize,
+    /// Behind these no list has been begun yet.
+    used: usize,
     /// Pages that one list holds: frames for as many can always be had at once.
     list_pages: usize,
+    /// Pages that one list holds while they aren't neighbours.
+    scattered_pages: usize,
 }
 
 impl<'a> Gather<'a> {
     pub(super) fn new(mapping: &'a Mapping) -> Self {
         let most = mapping.engine.request_pages_max >> mapping.open.shape.order.0;
-        Self { mapping, lists: [None; LISTS_AT_ONCE], list_pages: (most as usize).clamp(1, GRANTS_MAX) }
+        let list_pages = (most as usize).clamp(1, GRANTS_MAX);
+        let lists = [None; LISTS_AT_ONCE];
+        Self { mapping, lists, recent: 0, used: 0, list_pages, scattered_pages: GRANTS_MAX }
+    }
+
+    /// The lists of a batch of which each page is copied when it has come.
+    pub(super) fn of_copies(mapping: &'a Mapping) -> Self {
+        let mut gather = Self::new(mapping);
+        gather.scattered_pages = COPIED_PAGES;
+        gather
     }
 
     /// Whether nothing is asked or waited for.
@@ -65,17 +84,29 @@ impl<'a> Gather<'a> {
         let mapping = self.mapping;
         let shard = mapping.open.shape.striping.shard_of(first);
         let replies = &mapping.engine.links[shard].replies;
-        for list in self.lists.iter().flatten() {
-            let has_room = list.shard == shard && list.progress == Progress::Filling;
-            if has_room && replies.list(list.slot).len() < self.list_pages {
-                replies.list(list.slot).insert(first, tag);
-                return Added::Yes;
+        let block = mapping.open.shape.order.pages();
+        let takes = |list: &List| {
+            if list.shard != shard || list.progress != Progress::Filling {
+                return false;
             }
+            let pages = replies.list(list.slot);
+            let most = if pages.is_followed_by(first, block) { GRANTS_MAX } else { self.scattered_pages };
+            pages.len() < most.min(self.list_pages)
+        };
+        // Mostly the one that the page before went to.
+        let recent = self.lists[self.recent].as_ref().is_some_and(takes).then_some(self.recent);
+        let open = || self.lists[..self.used].iter().position(|list| list.as_ref().is_some_and(takes));
+        if let Some((at, list)) = recent.or_else(open).and_then(|at| Some((at, self.lists[at]?))) {
+            replies.list(list.slot).insert(first, tag);
+            self.recent = at;
+            return Added::Yes;
         }
-        let Some(place) = self.lists.iter_mut().find(|list| list.is_none()) else { return Added::NoRoom };
+        let Some(at) = self.lists.iter().position(Option::is_none) else { return Added::NoRoom };
         let Some(slot) = replies.acquire() else { return Added::NoRoom };
         replies.list(slot).insert(first, tag);
-        *place = Some(List { shard, slot, progress: Progress::Filling });
+        self.lists[at] = Some(List { shard, slot, progress: Progress::Filling });
+        self.recent = at;
+        self.used = self.used.max(at + 1);
         Added::Yes
     }
 
@@ -165,25 +196,25 @@ impl<'a> Gather<'a> {
         for place in &mut self.lists {
             let Some(List { shard, slot, progress: Progress::Sent }) = *place else { continue };
             let link = &mapping.engine.links[shard];
-            let Poll::Ready(reply) = link.replies.poll_kept(slot, context.waker()) else {
+            if !link.replies.is_done(slot, context.waker()) {
                 waiting = true;
                 continue;
-            };
+            }
             any = true;
             *place = None;
             let list = link.replies.list(slot);
             let pages = mapping.open.shape.order.pages();
-            if let Ok(grants) = &reply {
+            let answer = link.replies.read_done(slot, |grants| {
                 for (position, frame, _) in grants.iter() {
                     let (page, tag) = (list.page(position), list.tag(position));
                     each(page, tag, mapping.granted_shared_pin(link, page, frame, pages));
                     mapping.read_once(page..page + pages);
                 }
-            }
+            });
             link.replies.release(slot);
-            match reply {
+            match answer {
                 // Its pages are asked for once more by themselves, so that the error names the one that is bad.
-                Ok(_) | Err(Error::Device { .. } | Error::TryAgain { .. }) => {}
+                Ok(()) | Err(Error::Device { .. } | Error::TryAgain { .. }) => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }

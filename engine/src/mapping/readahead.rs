@@ -15,8 +15,7 @@ use crate::cache::folio::{FolioOrder, ReadAhead};
 use crate::cache::readahead::{Limits, Streams, Window, split_by_shard};
 use crate::engine::EngineInner;
 use crate::error::{Error, Result};
-use crate::reply::Reply;
-use crate::shard::link::{RequestFuture, ShardLink};
+use crate::shard::link::ShardLink;
 use crate::shard::readahead::{Posted, ReadaheadRequest};
 
 /// The largest `readahead_bytes_max`.
@@ -150,19 +149,21 @@ impl Mapping {
     /// Sends a request for `asked`, whole pages in pages of 4096 bytes, on behalf of a read that goes on to `end`, and
     /// waits for its answer. What is to be read ahead is decided before, since the shard installs pages at once, and
     /// asked for after it: demand comes first.
-    pub(super) async fn ask_and_read_ahead(
+    pub(super) async fn ask_and_read_ahead<F: Future>(
         &self,
-        request: RequestFuture<'_>,
+        request: F,
         asked: Range<u64>,
         end: u64,
-    ) -> Reply {
+    ) -> F::Output {
         let order = self.open.shape.order;
         let mut plan = self.plan(asked.start >> order.0..asked.end >> order.0, end.div_ceil(order.pages()));
         let mut request = std::pin::pin!(request);
         std::future::poll_fn(|context| {
             let polled = request.as_mut().poll(context);
-            for window in std::mem::take(&mut plan).parts.iter().flatten() {
-                self.post(window);
+            for part in &mut plan.parts[..std::mem::take(&mut plan.count)] {
+                if let Some(window) = part.take() {
+                    self.post(&window);
+                }
             }
             polled
         })

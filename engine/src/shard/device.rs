@@ -186,6 +186,9 @@ impl Shard {
             return;
         }
         for head in run.folios() {
+            if self.fill_for_one(head) {
+                continue;
+            }
             let folio = self.cache.shared.folio(head);
             folio.fill(folio.order().pages());
             self.serve(head);

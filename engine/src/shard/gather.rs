@@ -5,16 +5,18 @@
 //! as its own pages are there. So a batch larger than the cache passes through it in pieces, and the pieces never wait
 //! for each other while they hold something.
 
-use std::cell::Cell;
-
 use super::Shard;
 use super::open::OpenMapping;
 use super::pages::{Begun, Ticket};
 use super::payload::FolioRun;
 use super::request::{Pacing, Want};
 use crate::cache::shape::MappingShape;
-use crate::reply::SlotId;
+use crate::page_list::PageList;
+use crate::reply::{GRANTS_MAX, SlotId};
 use crate::stats::bump;
+
+// The places of a list are the bits of a word.
+const _: () = assert!(GRANTS_MAX <= u32::BITS as usize);
 
 impl Shard {
     /// A batch has come: begins all of it.
@@ -42,18 +44,12 @@ impl Shard {
         }
         let link = self.link.clone();
         let (list, shape) = (link.replies.list(slot), &mapping.shape);
-        let (mut last, mut absent) = (None, 0);
-        for page in list.pages() {
-            if last.replace(page) != Some(page) {
-                absent += self.reshape(mapping, page, 1, Want::Gather);
-            }
-        }
-        // Counted anew only where something was evicted since.
-        let counted = Cell::new(Some(absent));
-        let missing = |shard: &Self| {
-            let mut last = None;
-            let is_missing = |&page: &u64| last.replace(page) != Some(page) && !shard.has(shape, page);
-            counted.take().unwrap_or_else(|| list.pages().filter(is_missing).count())
+        let mut absent = self.reshape_listed(mapping, list);
+        let released = self.cache.released;
+        // Looked up anew only where something was evicted since.
+        let missing = |shard: &Self| match shard.cache.released == released {
+            true => absent.count_ones() as usize,
+            false => shard.absent(shape, list).count_ones() as usize,
         };
         if !self.make_share_room(mapping, missing) {
             return Begun::ShareFull;
@@ -61,12 +57,17 @@ impl Shard {
         if !self.make_room(mapping, missing) {
             return Begun::NoFrames;
         }
+        if self.cache.released != released {
+            absent = self.absent(shape, list);
+        }
         self.frames_needed = 0;
         self.ticket(slot).begins_anew = false;
         let mut run: Option<FolioRun> = None;
-        let block = shape.order.pages();
+        let (block, mut folios) = (shape.order.pages(), 0);
         for (position, page) in list.pages().enumerate() {
-            if let Some(frame) = self.cache.find(shape, page) {
+            // What was there may have gone with the rest of a folio that wasn't filled, when its holder let go of it.
+            let found = if absent >> position & 1 == 0 { self.cache.find(shape, page) } else { None };
+            if let Some(frame) = found {
                 self.join_present(slot, position, shape, frame, Want::Gather, block);
                 continue;
             }
@@ -74,13 +75,15 @@ impl Shard {
             let installed = self.cache.install(shape, page, (shape.order, rank));
             let head = installed.expect("room was made for every missing page");
             self.cache.shared.folio(head).publish();
-            self.park(slot, position, head);
+            folios += 1;
+            self.ticket(slot).pending += 1;
+            self.parked.park(head, slot, position);
             if let Some(full) = run.take_if(|run| run.room_for(shape, page, block) < block) {
                 self.reads.push_back(full);
             }
             run.get_or_insert_with(|| self.runs.start(shape, page)).append(shape, page, head, block);
-            bump(&self.link.counters.folios_installed, 1);
         }
+        bump(&self.link.counters.folios_installed, folios);
         if let Some(run) = run {
             self.reads.push_back(run);
         }
@@ -88,8 +91,32 @@ impl Shard {
         Begun::Yes
     }
 
-    fn has(&self, shape: &MappingShape, page: u64) -> bool {
-        self.cache.find(shape, page).is_some()
+    /// As [`reshape`](Self::reshape), of a list. Returns the places of the pages that are not in the cache then, of a page that is
+    /// listed twice the first.
+    fn reshape_listed(&mut self, mapping: &OpenMapping, list: &PageList) -> u32 {
+        let (mut last, mut absent) = (None, 0);
+        let mut touched = 0;
+        for (position, page) in list.pages().enumerate() {
+            if last.replace(page) != Some(page) {
+                // Mostly it isn't there, and has no shape.
+                let is_absent = self.cache.find(&mapping.shape, page).is_none()
+                    || self.reshape(mapping, page, 1, Want::Gather) > 0;
+                absent |= u32::from(is_absent) << position;
+                touched |= self.cache.touch(&mapping.shape, page);
+            }
+        }
+        std::hint::black_box(touched);
+        absent
+    }
+
+    /// The places in a list of pages that are not in the cache, of a page that is listed twice the first.
+    fn absent(&self, shape: &MappingShape, list: &PageList) -> u32 {
+        let (mut last, mut absent) = (None, 0);
+        for (position, page) in list.pages().enumerate() {
+            let is_absent = last.replace(page) != Some(page) && self.cache.find(shape, page).is_none();
+            absent |= u32::from(is_absent) << position;
+        }
+        absent
     }
 
     /// Whether a discard goes on in what a request names.

@@ -24,7 +24,7 @@ use crate::error::{Error, Held, Result};
 use crate::fork::Birthplace;
 use crate::observe::ShardTimes;
 use crate::options::EngineOptions;
-use crate::reply::{Grants, Hold, Reply, ReplySlots, SlotId};
+use crate::reply::{GrantedPage, Grants, Hold, Reply, ReplySlots, SlotId};
 use crate::stats::{HitCounters, ShardCounters};
 use crate::writeback::callback;
 
@@ -314,10 +314,34 @@ enum State {
     Finished,
 }
 
+/// Waits for a shard's answer to a request for one page.
+#[must_use = "a request is sent when it is polled"]
+pub(crate) struct PageFuture<'a>(pub(crate) RequestFuture<'a>);
+
+impl Future for PageFuture<'_> {
+    type Output = Result<GrantedPage>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll_reading(context, GrantedPage::of)
+    }
+}
+
 impl Future for RequestFuture<'_> {
     type Output = Reply;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Reply> {
+        self.poll_reading(context, Grants::clone)
+    }
+}
+
+impl RequestFuture<'_> {
+    /// Sends the request, or looks whether its answer is there, and lets `read` have of what was granted what it needs.
+    #[inline]
+    fn poll_reading<R>(
+        &mut self,
+        context: &mut Context<'_>,
+        read: impl FnOnce(&Grants) -> R,
+    ) -> Poll<Result<R>> {
         let link = self.link;
         if let State::Unsent(request) = &self.state {
             if let Err(error) = callback::check_outside().and_then(|()| link.birthplace.check()) {
@@ -345,7 +369,7 @@ impl Future for RequestFuture<'_> {
         }
         match self.state {
             State::Waiting(slot) => {
-                let poll = link.replies.poll(slot, context.waker());
+                let poll = link.replies.poll(slot, context.waker(), read);
                 if poll.is_ready() {
                     self.state = State::Finished;
                 }

@@ -474,6 +474,28 @@ impl Shard {
         }
     }
 
+    /// A folio of one page has been read, for which one request alone waits that wants to share it, as is mostly so: it is
+    /// filled and granted by one change of its state. False where that isn't so, or more is to be looked at.
+    pub(super) fn fill_for_one(&mut self, head: FrameId) -> bool {
+        let folio = self.cache.shared.folio(head);
+        if folio.order() != FolioOrder(0) {
+            return false;
+        }
+        let tickets = &self.tickets;
+        let parked = self.parked.unpark_only(head, |slot| {
+            let ticket = tickets[slot.0 as usize].as_ref().expect("a request in service has its ticket");
+            ticket.want.hold() == Hold::Shared && folio.fill_pinned()
+        });
+        let Some(Parked { slot, position, .. }) = parked else { return false };
+        let ticket = self.ticket(slot);
+        ticket.grant_single(usize::from(position), head);
+        ticket.pending -= 1;
+        if ticket.pending == 0 {
+            self.finish_if_complete(slot);
+        }
+        true
+    }
+
     /// Grants a folio to those who wait for it, in their order, as far as it can be granted now.
     pub(super) fn serve(&mut self, head: FrameId) {
         while let Some(Parked { slot, position, .. }) = self.parked.first(head) {
@@ -606,18 +628,23 @@ impl Shard {
         if ticket.pending > 0 || ticket.begins_anew {
             return;
         }
-        let Some(ticket) = self.tickets[slot.0 as usize].take() else { return };
         if ticket.want.hold() == Hold::Shared {
             self.link.times.read_wait.record_alone(self.now_ns.saturating_sub(ticket.since_ns));
         }
-        let reply = match ticket.error {
-            None => Ok(ticket.grants),
-            Some(error) => {
-                self.link.give_back(&ticket.grants);
-                Err(error)
-            }
-        };
-        self.answer(slot, reply);
+        if let Some(error) = &ticket.error {
+            let error = error.clone();
+            self.link.give_back(&ticket.grants);
+            self.tickets[slot.0 as usize] = None;
+            return self.answer(slot, Err(error));
+        }
+        // Once from where they were collected to where they are read.
+        let grants = &ticket.grants;
+        self.in_service_count -= usize::from(std::mem::take(&mut self.in_service[slot.0 as usize]));
+        let left = self.link.replies.answer_in_place(slot, |place| *place = Some(Ok(grants.clone())));
+        if let Some(Ok(grants)) = left {
+            self.link.give_back(&grants);
+        }
+        self.tickets[slot.0 as usize] = None;
     }
 
     /// Ends requests that have waited longer than they may for what others hold.

@@ -113,13 +113,36 @@ impl ParkedLists {
         self.take(head, |entry| entry.slot == slot)
     }
 
-    fn take(&mut self, head: FrameId, is_wanted: impl Fn(&Parked) -> bool) -> Option<Parked> {
-        let (before, at) = self.seek(head, is_wanted);
+    /// Takes the only entry off a folio's list, if it is the only one and `suits`.
+    pub(super) fn unpark_only(
+        &mut self,
+        head: FrameId,
+        suits: impl FnOnce(SlotId) -> bool,
+    ) -> Option<Parked> {
+        let (before, at) = self.seek(head, |_| true);
         let parked = *self.entries.get(at as usize)?;
+        let mut next = parked.next;
+        while let Some(entry) = self.entries.get(next as usize) {
+            if entry.head == head {
+                return None;
+            }
+            next = entry.next;
+        }
+        suits(parked.slot).then(|| self.unlink(head, before, at))
+    }
+
+    /// Takes the entry at `at`, behind `before`, out of its chain.
+    fn unlink(&mut self, head: FrameId, before: u32, at: u32) -> Parked {
+        let parked = self.entries[at as usize];
         self.link(head, before, parked.next);
         self.entries[at as usize].next = self.free;
         self.free = at;
-        Some(parked)
+        parked
+    }
+
+    fn take(&mut self, head: FrameId, is_wanted: impl Fn(&Parked) -> bool) -> Option<Parked> {
+        let (before, at) = self.seek(head, is_wanted);
+        ((at as usize) < self.entries.len()).then(|| self.unlink(head, before, at))
     }
 }
 
@@ -140,6 +163,13 @@ mod tests {
                     0 | 1 if model.len() < 2 * GRANTS_MAX => {
                         lists.park(frame, slot, 7);
                         model.push((head, slot.0));
+                    }
+                    3 => {
+                        let only = model.iter().filter(|entry| entry.0 == head).count() == 1;
+                        prop_assert!(lists.unpark_only(frame, |_| false).is_none());
+                        let wanted = first.filter(|_| only).map(|at| model.remove(at).1);
+                        let taken = lists.unpark_only(frame, |slot| Some(slot.0) == wanted);
+                        prop_assert_eq!(taken.map(|entry| entry.slot.0), wanted);
                     }
                     2 if first.is_some() => {
                         // The last of them, out of the middle of a chain.

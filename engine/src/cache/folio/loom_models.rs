@@ -88,6 +88,42 @@ fn loom_shared_and_exclusive_holders_never_overlap() {
     });
 }
 
+/// A page that is granted as it is filled is its waiter's, and the device's bytes are there, whoever else comes at that moment.
+#[test]
+fn loom_a_page_that_is_granted_as_it_is_filled_has_no_exclusive_holder_in_between() {
+    loom::model(|| {
+        let frame = Arc::new(Frame { folio: FolioHeader::new(), bytes: UnsafeCell::new(NEW.0) });
+        frame.folio.assign(OLD, 0, FolioOrder(0));
+        frame.folio.publish();
+        let writer = {
+            let frame = frame.clone();
+            thread::spawn(move || {
+                if frame.folio.try_exclusive(0, Access::Change, || frame.folio.key() == OLD).is_ok() {
+                    // SAFETY: exclusive possession; loom checks it.
+                    #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+                    frame.bytes.with_mut(|bytes| unsafe { *bytes = 7 });
+                    let _ = frame.folio.release_exclusive_changed(1);
+                } else if frame.folio.try_pin(0, || frame.folio.key() == OLD).is_ok() {
+                    // SAFETY: a shared pin is held; loom checks that no one writes meanwhile, nor the device before.
+                    #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+                    frame.bytes.with(|bytes| assert_eq!(unsafe { *bytes }, OLD.0));
+                    let _ = frame.folio.unpin();
+                }
+            })
+        };
+        // SAFETY: nothing is filled yet, so nobody has the page; loom checks it.
+        #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+        frame.bytes.with_mut(|bytes| unsafe { *bytes = OLD.0 });
+        assert!(frame.folio.fill_pinned());
+        // SAFETY: the pin that was granted is held; loom checks it.
+        #[expect(unsafe_code, reason = "loom's cell hands out raw pointers")]
+        frame.bytes.with(|bytes| assert_eq!(unsafe { *bytes }, OLD.0));
+        let _ = frame.folio.unpin();
+        writer.join().unwrap();
+        assert_eq!(frame.folio.state().pins(), 0);
+    });
+}
+
 /// A reader that comes to a folio by its second page while the shard splits it has either the whole folio, which then
 /// isn't split, or the half that holds its page; never a hold on the other half.
 #[test]
