@@ -11,6 +11,7 @@ use anyhow::{Context, Result, anyhow};
 use foliant_nvme::{Controller, ControllerOptions, DmaBuffer, Io, Lba, Namespace, QueuePair};
 use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
 use rand::rngs::SmallRng;
+use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
 use crate::callgrind::{self, Counted};
@@ -63,6 +64,11 @@ impl NullBed {
         let mut rng = SmallRng::seed_from_u64(1);
         let lbas = (0..LBAS).map(|_| Lba(rng.random_range(0..blocks))).collect();
         Ok(Self { queue, namespace, free, lbas, next: 0, _controller: controller, device })
+    }
+
+    /// From now on the buffers' turns are in random order, as a cache's frames come to be read into.
+    pub fn scatter_buffers(&mut self) {
+        self.free.make_contiguous().shuffle(&mut SmallRng::seed_from_u64(2));
     }
 
     /// The next read of the sequence.
