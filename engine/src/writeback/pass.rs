@@ -640,7 +640,7 @@ impl<'a> WritebackPass<'a> {
             let beside =
                 beside.filter(|frame| shared.headers.get(frame.0 as usize).is_some_and(|it| it.key() == key));
             if let (Some((at, _)), Some(frame)) = (before, beside)
-                && shared.folio(frame).is_of_order(FolioOrder(0))
+                && shared.folio(frame).order() == FolioOrder(0)
             {
                 // The most frequent case by far where there are many to look at, and all that is below for a single page.
                 self.frames[slot as usize] = frame;
