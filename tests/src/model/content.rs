@@ -83,6 +83,8 @@ pub struct Page {
     pub changed: Moment,
     /// When the last successful write of each of its sectors began.
     pub written: Vec<Moment>,
+    /// The same where that was zeroes: several discards of a page may be with the device at once.
+    zeroed: Vec<Moment>,
     /// When the last successful write of each of its sectors completed that may have stopped at the device's write
     /// cache; 0 where that was overtaken by one with FUA.
     pub cached: Vec<Moment>,
@@ -104,6 +106,15 @@ pub struct Page {
     pub discarded: bool,
 }
 
+/// What a successful write consisted of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrote {
+    /// The page's bytes.
+    Bytes,
+    /// Zeroes that the device made: Write Zeroes.
+    Zeroes,
+}
+
 impl Page {
     /// A page that holds `bytes`, on the medium too.
     #[must_use]
@@ -118,6 +129,7 @@ impl Page {
             touched: 0,
             changed: 0,
             written: vec![0; sectors],
+            zeroed: vec![0; sectors],
             cached: vec![0; sectors],
             write_failed: 0,
             poisoned: Poisoned::No,
@@ -139,6 +151,7 @@ impl Page {
         self.held = None;
         (self.touched, self.changed, self.write_failed) = (0, 0, 0);
         self.written.fill(0);
+        self.zeroed.fill(0);
         self.poisoned = Poisoned::No;
         self.stamps.clear();
         (self.newest_lsn, self.oldest_lsn) = (0, 0);
@@ -289,8 +302,18 @@ impl Page {
     }
 
     /// A write of these sectors has succeeded that began at `started`; at `cached` it came to the device's write cache.
-    pub fn wrote(&mut self, sectors: Range<usize>, started: Moment, cached: Moment) {
-        self.written[sectors.clone()].fill(started);
+    pub fn wrote(&mut self, what: Wrote, sectors: Range<usize>, started: Moment, cached: Moment) {
+        for sector in sectors.clone() {
+            let (written, zeroed) = (&mut self.written[sector], &mut self.zeroed[sector]);
+            match what {
+                // Of two zeroes it doesn't matter which is carried out last.
+                Wrote::Zeroes if written == zeroed => *written = started.max(*written),
+                _ => *written = started,
+            }
+            if what == Wrote::Zeroes {
+                *zeroed = *written;
+            }
+        }
         self.cached[sectors].fill(cached);
         let (oldest, cached) = (self.oldest_write(), self.cached_at());
         for stamp in self.stamps.iter_mut().filter(|stamp| stamp.began < oldest) {

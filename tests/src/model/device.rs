@@ -7,7 +7,7 @@ use foliant_nvme_emulated::{Action, Fault as DeviceFault, Match};
 use foliant_nvme_spec::{NvmOpcode, Status, StatusCode};
 
 use super::case::{Command, MAPPING_SPACE, Trouble, WriteCache};
-use super::content::{Moment, Page, Poisoned, SECTOR};
+use super::content::{Moment, Page, Poisoned, SECTOR, Wrote};
 use super::device_log::{Entry, Extent, Flight, What};
 use super::operations::Kind;
 use super::retries::Attempt;
@@ -237,8 +237,9 @@ impl World {
                     }
                 }
                 let cached = if flight.is_some_and(|flight| flight.fua) { 0 } else { now };
+                let what = if entry.opcode == NvmOpcode::WRITE { Wrote::Bytes } else { Wrote::Zeroes };
                 self.each_page(entry.extent, |page, sectors| {
-                    page.wrote(sectors, started, cached);
+                    page.wrote(what, sectors, started, cached);
                 });
                 if entry.opcode == NvmOpcode::WRITE && self.life.retries.ended(entry.extent) > 0 {
                     self.met(Rule::Wb22);

@@ -7,7 +7,7 @@ use super::case::Step::{
     Abandon, Close, Discard, Fault, Finish, FlushUntil, Kill, Pin, PinMut, Read, Release, Settle, Shard,
     Sync, Time, Write, WriteLsn,
 };
-use super::case::Trouble::{Lose, Media, WriteFatal, Zeroes};
+use super::case::Trouble::{Delay, Lose, Media, WriteFatal, Zeroes};
 use super::case::WriteCache::{None as NoCache, Volatile};
 use super::case::{Command, Setup};
 
@@ -44,6 +44,8 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a checkpoint writes all parts of a page of which one failed", part_of_a_large_page_failed()),
         ("a close beside a second failure", close_beside_a_second_failure()),
         ("a sync past errors beside a discard whose command was lost", sync_beside_a_lost_discard()),
+        ("zeroes of two discards that the device ends in the other order", zeroes_in_the_other_order()),
+        ("a pin on a page that was zeroed twice", pin_on_a_page_zeroed_twice()),
     ]
 }
 
@@ -158,6 +160,35 @@ fn sync_beside_a_lost_discard() -> Case {
             Settle,
             Sync { on: 0 },
             Shard { shard: 7 },
+        ],
+    )
+}
+
+fn zeroes_in_the_other_order() -> Case {
+    Case::new(
+        Setup { background_percent: 40, readahead_bytes_max: 0, ..PLAIN },
+        &[
+            Fault(Delay { command: Command::WriteZeroes, skip: 0, times: 1, us: 1 }),
+            Discard { on: 0, at: 94_208, len: 32_768 },
+            Settle,
+            Discard { on: 0, at: 110_592, len: 4096 },
+        ],
+    )
+}
+
+fn pin_on_a_page_zeroed_twice() -> Case {
+    Case::new(
+        Setup { background_percent: 38, readahead_bytes_max: 0, ..PLAIN },
+        &[
+            Fault(Delay { command: Command::WriteZeroes, skip: 0, times: 1, us: 883_184 }),
+            Discard { on: 0, at: 204_800, len: 10_844 },
+            Settle,
+            Discard { on: 0, at: 200_704, len: 20_480 },
+            PinMut { on: 0, page: 51, change: 4096 },
+            Shard { shard: 0 },
+            Time { us: 3_262_603 },
+            Sync { on: 0 },
+            Settle,
         ],
     )
 }
