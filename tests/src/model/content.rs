@@ -256,11 +256,24 @@ impl Page {
         self.changed = 0;
     }
 
-    /// From now on it may read as `bytes`, too: its folio is gone and the device has those.
-    pub fn may_read_as(&mut self, bytes: &[u8]) {
+    /// From now on it may read as `bytes`, too: the discards that `is_to_come` names have taken its folio, and the device has those
+    /// bytes. Any other change that is in flight may have been made before, and gone with the folio.
+    pub fn may_read_as(&mut self, bytes: &[u8], is_to_come: impl Fn(OpId) -> bool) {
         let version = self.number_of(bytes.into());
-        if !self.visible.iter().any(|candidate| candidate.version == version) {
-            self.visible.push(Candidate { version, made: Vec::new() });
+        let mut gone = vec![Vec::new()];
+        for change in self.changes.iter().filter(|change| !is_to_come(change.op)) {
+            let with_it = gone.clone().into_iter().map(|mut made: Vec<OpId>| {
+                made.push(change.op);
+                made.sort_unstable();
+                made
+            });
+            gone.extend(with_it);
+        }
+        for made in gone {
+            let candidate = Candidate { version, made };
+            if !self.visible.contains(&candidate) {
+                self.visible.push(candidate);
+            }
         }
         self.close();
     }

@@ -130,21 +130,23 @@ impl World {
     /// has them, until they are overwritten.
     pub(super) fn zeroes_struck(&mut self, extent: Extent) {
         let mapping = (extent.start / MAPPING_SPACE) as usize;
-        let mut pages = Vec::new();
+        let (mut pages, mut discards) = (Vec::new(), Vec::new());
         for op in &mut self.ops {
             if let Kind::Discard { range, zeroes_failed } = &mut op.kind
                 && op.mapping == mapping
             {
                 *zeroes_failed = true;
+                discards.push(op.id);
                 pages.extend(self.setup.pages_of(mapping, range));
             }
         }
+        discards.extend(self.zombies.iter().map(|zombie| zombie.0));
         pages.extend(
             self.zombies.iter().filter(|zombie| zombie.1 == mapping).flat_map(|zombie| zombie.2.clone()),
         );
         for page in pages {
             let image = self.image(mapping, page);
-            self.mappings[mapping].pages[page].may_read_as(&image);
+            self.mappings[mapping].pages[page].may_read_as(&image, |op| discards.contains(&op));
         }
     }
 

@@ -46,6 +46,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a sync past errors beside a discard whose command was lost", sync_beside_a_lost_discard()),
         ("zeroes of two discards that the device ends in the other order", zeroes_in_the_other_order()),
         ("a pin on a page that was zeroed twice", pin_on_a_page_zeroed_twice()),
+        ("a read beside a discard whose zeroes fail", read_beside_failed_zeroes()),
     ]
 }
 
@@ -189,6 +190,25 @@ fn pin_on_a_page_zeroed_twice() -> Case {
             Time { us: 3_262_603 },
             Sync { on: 0 },
             Settle,
+        ],
+    )
+}
+
+fn read_beside_failed_zeroes() -> Case {
+    Case::new(
+        Setup { frames: 35, background_percent: 13, readahead_bytes_max: 0, is_gated: true, ..PLAIN },
+        &[
+            WriteLsn { on: 0, at: 0, len: 1 },
+            WriteLsn { on: 0, at: 4096, len: 20_480 },
+            Write { on: 0, at: 348_160, len: 7094 },
+            Settle,
+            Write { on: 0, at: 40_960, len: 1 },
+            Settle,
+            Write { on: 0, at: 352_256, len: 8192 },
+            Fault(Zeroes { skip: 0, times: 1, late_us: 0 }),
+            Discard { on: 0, at: 344_064, len: 12_288 },
+            Settle,
+            Read { on: 0, at: 352_256, len: 1 },
         ],
     )
 }
