@@ -36,7 +36,7 @@ pub(crate) mod judge;
 pub mod logged;
 pub(crate) mod operations;
 pub(crate) mod passes;
-mod regressions;
+pub mod regressions;
 pub mod retries;
 pub mod rules;
 pub mod session;
