@@ -348,7 +348,12 @@ impl World {
                 let state = &mut self.handle_states[handle];
                 (state.owed, state.told) = (Owed::No, now);
                 let modelled = &mut self.mappings[mapping];
-                (modelled.unseen, modelled.told) = (Owed::No, now);
+                if closes.is_some() {
+                    // Of what failed while it was closing the mapping it tells for itself: others hear of it all the same.
+                    modelled.unseen = modelled.unseen.min(Owed::Perhaps);
+                } else {
+                    (modelled.unseen, modelled.told) = (Owed::No, now);
+                }
             }
             // Whether the engine counts it as told when everything fails anyway is not said anywhere.
             Err(Error::NamespaceFailed { .. } | Error::ShardFailed { .. } | Error::Closed) => {

@@ -4,8 +4,8 @@ use foliant::RetryPolicy;
 
 use super::Case;
 use super::case::Step::{
-    Abandon, Close, Discard, Fault, Finish, FlushUntil, Kill, Pin, PinMut, Read, Release, Settle, Shard,
-    Sync, Time, Write, WriteLsn,
+    Abandon, Close, Discard, Fault, Finish, FlushUntil, Kill, Open, Pin, PinMut, Read, Release, Settle,
+    Shard, Sync, Time, Write, WriteLsn,
 };
 use super::case::Trouble::{Delay, Lose, Media, WriteFatal, Zeroes};
 use super::case::WriteCache::{None as NoCache, Volatile};
@@ -47,6 +47,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("zeroes of two discards that the device ends in the other order", zeroes_in_the_other_order()),
         ("a pin on a page that was zeroed twice", pin_on_a_page_zeroed_twice()),
         ("a read beside a discard whose zeroes fail", read_beside_failed_zeroes()),
+        ("a mapping that is opened while its close fails", opened_beside_a_failing_close()),
     ]
 }
 
@@ -209,6 +210,19 @@ fn read_beside_failed_zeroes() -> Case {
             Discard { on: 0, at: 344_064, len: 12_288 },
             Settle,
             Read { on: 0, at: 352_256, len: 1 },
+        ],
+    )
+}
+
+fn opened_beside_a_failing_close() -> Case {
+    Case::new(
+        Setup { background_percent: 21, readahead_bytes_max: 0, ..PLAIN },
+        &[
+            Fault(Media { mapping: 11, page: 44 }),
+            Write { on: 0, at: 180_224, len: 1 },
+            Close { on: 0 },
+            Finish { op: 0 },
+            Open { mapping: 0 },
         ],
     )
 }
