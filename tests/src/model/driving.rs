@@ -43,6 +43,8 @@ impl World {
                     waits_for_log || !self.ops.is_empty() || self.log.in_flight().next().is_some();
                 self.at_rest = !self.life.sync_abandoned
                     && self.log.in_flight().next().is_none()
+                    // A pass waits for writes that are to be tried again, and goes on after them.
+                    && self.life.retries.is_empty()
                     && self.ops.iter().all(Op::is_granted)
                     && self.zombies.is_empty();
                 return self.check_at_rest();

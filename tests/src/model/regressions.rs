@@ -7,7 +7,7 @@ use super::case::Step::{
     Abandon, Close, Discard, Fault, Finish, FlushUntil, Kill, Open, Pin, PinMut, Read, Release, Settle,
     Shard, Sync, Time, Write, WriteLsn,
 };
-use super::case::Trouble::{Delay, Lose, Media, WriteFatal, Zeroes};
+use super::case::Trouble::{Delay, Lose, Media, WriteFatal, WriteTransient, Zeroes};
 use super::case::WriteCache::{None as NoCache, Volatile};
 use super::case::{Command, Setup};
 
@@ -48,6 +48,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a pin on a page that was zeroed twice", pin_on_a_page_zeroed_twice()),
         ("a read beside a discard whose zeroes fail", read_beside_failed_zeroes()),
         ("a mapping that is opened while its close fails", opened_beside_a_failing_close()),
+        ("a sync beside writes that are tried again", sync_beside_retries()),
     ]
 }
 
@@ -223,6 +224,24 @@ fn opened_beside_a_failing_close() -> Case {
             Close { on: 0 },
             Finish { op: 0 },
             Open { mapping: 0 },
+        ],
+    )
+}
+
+fn sync_beside_retries() -> Case {
+    Case::new(
+        Setup { mdts: 1, background_percent: 44, readahead_bytes_max: 0, ..PLAIN },
+        &[
+            Write { on: 0, at: 0, len: 4096 },
+            Time { us: 6_615_813 },
+            Write { on: 0, at: 0, len: 7693 },
+            Write { on: 0, at: 19_968, len: 5120 },
+            Fault(WriteTransient { skip: 0, times: 3 }),
+            Time { us: 5_500_154 },
+            Write { on: 0, at: 53_248, len: 1 },
+            Settle,
+            Sync { on: 0 },
+            Write { on: 0, at: 36_864, len: 1 },
         ],
     )
 }
