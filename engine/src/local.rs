@@ -155,6 +155,10 @@ impl<'s> LocalMapping<'s> {
 
     #[inline(never)]
     fn look_longer<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Result<R> {
+        // A part of a larger folio, or one that wasn't in use, is read where it is: a pin would split the folio.
+        if let Some(seen) = self.mapping.look_anywhere(page, read) {
+            return Ok(seen);
+        }
         let pin = self.pin_any(page)?.assemble();
         Ok(read(PageView::of(&pin)))
     }

@@ -295,3 +295,53 @@ fn a_thread_that_polls_its_own_shards_reads_writes_and_syncs_without_another() {
     engine.return_shards(shards.into_shards());
     engine.close().unwrap();
 }
+
+#[test]
+fn reading_without_a_pin_by_a_local_handle_splits_no_folio_either() {
+    let device = EmulatedController::new(EmulatedConfig::ram(512 * PAGE, 4096)).unwrap();
+    let options = EngineOptions {
+        cache_bytes: 1024 * PAGE,
+        hugepages: Hugepages::Never,
+        threads: ShardThreads::Manual,
+        ..Default::default()
+    };
+    let engine = Engine::open_on(device.attach().unwrap(), &options).unwrap();
+    let shards = LocalShards::new(engine.take_shards());
+    let mapping = shards.block_on(engine.mapping_async(&MappingOptions::default())).unwrap();
+    let local = shards.mapping(&mapping);
+    let data: Vec<u8> = (0..512 * PAGE).map(|at| (at / PAGE) as u8).collect();
+    local.write_at(0, &data).unwrap();
+    local.read_at(0, &mut [0; 8]).unwrap();
+    let before = engine.stats();
+    assert!(before.folios_installed < 512, "{before:?}");
+    for page in 0..512 {
+        assert_eq!(local.read_with(page, |page| page.read(100)).unwrap(), Some([page as u8]));
+    }
+    shards.poll();
+    let after = engine.stats();
+    assert_eq!((after.folios_split, after.requests), (before.folios_split, before.requests));
+    engine.return_shards(shards.into_shards());
+    engine.close().unwrap();
+}
+
+#[test]
+fn a_page_number_far_behind_the_end_shows_nobody_another_mapping_s_bytes() {
+    let device = EmulatedController::new(EmulatedConfig::ram(512 * PAGE, 4096)).unwrap();
+    let options =
+        EngineOptions { cache_bytes: 1024 * PAGE, hugepages: Hugepages::Never, ..Default::default() };
+    let engine = Engine::open_on(device.attach().unwrap(), &options).unwrap();
+    let part = |start_bytes| {
+        let options = MappingOptions { start_bytes, len_bytes: Some(64 * PAGE), ..Default::default() };
+        engine.mapping(&options).unwrap()
+    };
+    let (one, other) = (part(0), part(64 * PAGE));
+    other.write_at(0, &[0xBB; PAGE as usize]).unwrap();
+    for _ in 0..3 {
+        drop(other.pin(0).unwrap());
+    }
+    let mut shown = None;
+    let result = one.read_with(1 << 48, |page| shown = page.read::<1>(0));
+    assert!(matches!(result, Err(Error::OutOfRange { .. })), "{result:?}");
+    assert_eq!(shown, None);
+    engine.close().unwrap();
+}

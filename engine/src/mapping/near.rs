@@ -41,11 +41,12 @@ impl Near {
         Self { link, is_only_shard, order, key, alone, at_hand, page_bytes }
     }
 
-    /// Where `page` is, if the mapping has it. Far behind the mapping's end the key may be another page's: the caller looks
+    /// Where `page` is, if the mapping has it. Far behind the mapping's end it may be another of its pages: the caller looks
     /// at the end once it has the page.
     #[inline(always)]
     pub(super) fn page<'a>(&'a self, engine: &'a EngineInner, open: &OpenMapping, page: u64) -> NearPage<'a> {
-        let first = page << self.order.0;
+        // Far behind the end it may be another page of this mapping's, never another mapping's.
+        let first = (page << self.order.0) & (FolioKey::PAGES_MAX - 1);
         let link =
             if self.is_only_shard { &self.link } else { &engine.links[open.shape.striping.shard_of(first)] };
         NearPage { link, key: self.key.wrapping_offset(first), alone: self.alone.wrapping_offset(first) }

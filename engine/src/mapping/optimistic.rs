@@ -146,7 +146,7 @@ impl Mapping {
     }
 
     /// As [`look`](Self::look), at any page: also one that is a part of a larger folio, or wasn't in use.
-    fn look_anywhere<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Option<R> {
+    pub(crate) fn look_anywhere<R>(&self, page: u64, read: &mut impl FnMut(PageView<'_>) -> R) -> Option<R> {
         let NearPage { link, key, .. } = self.near.page(&self.engine, &self.open, page);
         let (frame, own) = link.cache.index.find_entry(&link.cache.headers, key)?;
         let place = link.cache.place(frame);
