@@ -669,9 +669,14 @@ impl Mapping {
             }
             Err(error) => {
                 self.open.end.reopen();
-                // The shards that have dropped it take it up again.
-                self.ask_shards(|_| true, || Request::Open(self.open.clone())).await?;
-                Err(error)
+                // The shards that have dropped it take it up again. Where one can't any more, it stays closed.
+                match self.ask_shards(|_| true, || Request::Open(self.open.clone())).await {
+                    Ok(_) => Err(error),
+                    Err(gone) => {
+                        self.open.end.close();
+                        Err(gone)
+                    }
+                }
             }
         }
     }

@@ -86,7 +86,9 @@ impl World {
             Output::Count(result) => result.as_ref().map(drop).map_err(Clone::clone),
         };
         lived.waited = self.bed.now_ns().saturating_sub(op.began_ns) >= PIN_WAIT.as_nanos() as u64;
-        lived.written = self.were_written_lately(mapping, &kind);
+        // Of a page that takes several commands, others may be written time and again, and it stays dirty for the one that fails.
+        lived.written = self.were_written_lately(mapping, &kind)
+            && !(self.setup.splits_pages(mapping) && lived.write_failed);
         lived.soft = self.setup.retry == RetryPolicy::Soft;
         lived.gated = self.setup.is_gated && self.log_state.last > 0;
         lived.asks_pages = self.setup.page_len(mapping) / FRAME;

@@ -49,6 +49,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a read beside a discard whose zeroes fail", read_beside_failed_zeroes()),
         ("a mapping that is opened while its close fails", opened_beside_a_failing_close()),
         ("a sync beside writes that are tried again", sync_beside_retries()),
+        ("a writer behind a page of which one command fails", writer_behind_a_page_in_part()),
     ]
 }
 
@@ -242,6 +243,27 @@ fn sync_beside_retries() -> Case {
             Settle,
             Sync { on: 0 },
             Write { on: 0, at: 36_864, len: 1 },
+        ],
+    )
+}
+
+fn writer_behind_a_page_in_part() -> Case {
+    let setup = Setup {
+        noiob_blocks: 16,
+        background_percent: 23,
+        dirty_percent: 30,
+        readahead_bytes_max: 0,
+        orders: [4, 0],
+        ..PLAIN
+    };
+    Case::new(
+        setup,
+        &[
+            Write { on: 0, at: 290_816, len: 1 },
+            Fault(Media { mapping: 0, page: 71 }),
+            PinMut { on: 0, page: 0, change: 0 },
+            Write { on: 0, at: 0, len: 1 },
+            Finish { op: 0 },
         ],
     )
 }
