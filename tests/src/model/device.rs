@@ -191,7 +191,8 @@ impl World {
     }
 
     pub(super) fn note_write(&mut self, entry: &Entry) {
-        match self.life.retries.attempted(entry.key.0, entry.extent, self.bed.now_ns()) {
+        let now_ns = if self.life.is_late { u64::MAX } else { self.bed.now_ns() };
+        match self.life.retries.attempted(entry.key.0, entry.extent, now_ns) {
             Attempt::First => {}
             Attempt::Again => return,
             Attempt::Wrong(text) => violated(Rule::Wb22, text),
@@ -279,6 +280,7 @@ impl World {
     /// A write command has failed.
     fn write_failed(&mut self, mapping: usize, entry: &Entry, status: Status, now: Moment) {
         let qid = entry.key.0;
+        let failed_ns = if self.life.is_late { 0 } else { self.bed.now_ns() };
         if status.is_retryable() {
             self.ops.iter_mut().filter(|op| op.mapping == mapping).for_each(|op| op.lived.put_off = true);
         }
@@ -290,7 +292,7 @@ impl World {
             self.event(mapping, owed.min(Owed::Perhaps));
             let part = FailedPart::Write { put_off: status.is_retryable(), owed };
             self.life.unsettled.push(Unsettled { qid, mapping, part, extent: entry.extent, failed: now });
-        } else if status.is_retryable() && self.life.retries.failed(qid, entry.extent, self.bed.now_ns()) {
+        } else if status.is_retryable() && self.life.retries.failed(qid, entry.extent, failed_ns) {
             self.mappings[mapping].had_event = true;
         } else {
             self.life.retries.ended(entry.extent);

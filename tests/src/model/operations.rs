@@ -141,7 +141,9 @@ impl World {
         }
         let gate = self.gate.clone().filter(|_| self.is_gated(mapping));
         let opened = self.bed.try_open(&MappingOptions { gate, ..self.setup.mapping(mapping) });
+        self.life.is_late = true;
         self.absorb();
+        self.life.is_late = false;
         match opened {
             Ok(opened) => {
                 if self.mappings[mapping].state == MappingState::Shut {

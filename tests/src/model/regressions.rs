@@ -4,7 +4,7 @@ use foliant::RetryPolicy;
 
 use super::Case;
 use super::case::Step::{
-    Abandon, Close, Discard, Fault, Finish, FlushUntil, Kill, Open, Pin, PinMut, Read, Release, Settle,
+    Abandon, Close, Discard, Drop, Fault, Finish, FlushUntil, Kill, Open, Pin, PinMut, Read, Release, Settle,
     Shard, Sync, Time, Write, WriteLsn,
 };
 use super::case::Trouble::{Delay, Lose, Media, WriteFatal, WriteTransient, Zeroes};
@@ -50,6 +50,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a mapping that is opened while its close fails", opened_beside_a_failing_close()),
         ("a sync beside writes that are tried again", sync_beside_retries()),
         ("a writer behind a page of which one command fails", writer_behind_a_page_in_part()),
+        ("a retry while a mapping is opened", retry_beside_an_open()),
     ]
 }
 
@@ -264,6 +265,20 @@ fn writer_behind_a_page_in_part() -> Case {
             PinMut { on: 0, page: 0, change: 0 },
             Write { on: 0, at: 0, len: 1 },
             Finish { op: 0 },
+        ],
+    )
+}
+
+fn retry_beside_an_open() -> Case {
+    Case::new(
+        Setup { mappings: 2, background_percent: 35, readahead_bytes_max: 0, ..PLAIN },
+        &[
+            Write { on: 0, at: 0, len: 1 },
+            Fault(WriteTransient { skip: 0, times: 1 }),
+            Drop { on: 0 },
+            Settle,
+            Fault(Lose { command: Command::Read, skip: 0 }),
+            Discard { on: 1, at: 0, len: 1 },
         ],
     )
 }

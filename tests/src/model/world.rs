@@ -126,6 +126,8 @@ pub(crate) struct Life {
     pub cyclic: [Option<Cyclic>; 2],
     /// Writes that failed in passing.
     pub retries: Retries,
+    /// What the device has seen is taken in late: time has passed since, nobody knows how much.
+    pub is_late: bool,
 }
 
 /// A run.
