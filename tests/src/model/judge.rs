@@ -459,7 +459,9 @@ impl World {
         let is_behind_held =
             |page| waited && quiet.held.iter().any(|&held| held <= page && shard_of(held) == shard_of(page));
         // A shard that has lost a command ends, and writes nothing any more; another shard's error may be the one that is told.
-        let may_have_ended = self.life.doomed && result.is_err();
+        // Where nobody waits for what is tried again, a sync ends when its last command is out, which the device may not have yet.
+        let put_off = self.setup.retry == RetryPolicy::Soft && self.life.struck.has(Fault::WriteTransient);
+        let may_have_ended = (self.life.doomed || put_off) && result.is_err();
         for &page in &quiet.dirty {
             if !tried[page]
                 && !is_behind_held(page)

@@ -4,8 +4,8 @@ use foliant::RetryPolicy;
 
 use super::Case;
 use super::case::Step::{
-    Abandon, Close, Discard, Drop, Fault, Finish, FlushUntil, Kill, Open, Pin, PinMut, Read, Release, Settle,
-    Shard, Sync, Time, Write, WriteLsn,
+    Abandon, Close, Discard, Drop, Fault, Finish, FlushUntil, Kill, Open, Pin, PinMut, Read, Release, Scan,
+    Settle, Shard, Sync, Time, Write, WriteLsn,
 };
 use super::case::Trouble::{Delay, Lose, Media, WriteFatal, WriteTransient, Zeroes};
 use super::case::WriteCache::{None as NoCache, Volatile};
@@ -51,6 +51,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a sync beside writes that are tried again", sync_beside_retries()),
         ("a writer behind a page of which one command fails", writer_behind_a_page_in_part()),
         ("a retry while a mapping is opened", retry_beside_an_open()),
+        ("a soft sync past an error and put-off writes", soft_sync_past_errors()),
     ]
 }
 
@@ -279,6 +280,31 @@ fn retry_beside_an_open() -> Case {
             Settle,
             Fault(Lose { command: Command::Read, skip: 0 }),
             Discard { on: 1, at: 0, len: 1 },
+        ],
+    )
+}
+
+fn soft_sync_past_errors() -> Case {
+    let setup = Setup {
+        queue_entries: 8,
+        mdts: 1,
+        background_percent: 73,
+        readahead_bytes_max: 0,
+        retry: RetryPolicy::Soft,
+        ..PLAIN
+    };
+    Case::new(
+        setup,
+        &[
+            Write { on: 0, at: 81_920, len: 1 },
+            Write { on: 0, at: 0, len: 1 },
+            Write { on: 0, at: 94_208, len: 1 },
+            Fault(Media { mapping: 0, page: 0 }),
+            Scan { on: 0, at: 32_768, len: 8192 },
+            Fault(WriteTransient { skip: 0, times: 10 }),
+            Settle,
+            Sync { on: 0 },
+            Write { on: 0, at: 36_864, len: 27_239 },
         ],
     )
 }
