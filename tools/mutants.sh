@@ -72,10 +72,13 @@ for patch in "${patches[@]}"; do
     log=$work/log
     # Only the target that has the test is built.
     file=$(cd "$work" && grep -rlE "fn $test" tests/tests engine/src --include='*.rs' | head -n 1 || true)
+    # A file of its own, or a folder of several.
+    target=${file#tests/tests/}
+    target=${target%%/*}
     case $test:$file in
         *:) run=() ;;
         loom_*) run=(env RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR="$CARGO_TARGET_DIR/loom" cargo test --release -p foliant --no-default-features --lib) ;;
-        *:tests/tests/*) run=(cargo test -p foliant-tests --test "$(basename "$file" .rs)") ;;
+        *:tests/tests/*) run=(cargo test -p foliant-tests --test "${target%.rs}") ;;
         *) run=(cargo test -p foliant --lib) ;;
     esac
     if [ ${#run[@]} -eq 0 ]; then
