@@ -41,8 +41,7 @@ impl Near {
         Self { link, is_only_shard, order, key, alone, at_hand, page_bytes }
     }
 
-    /// Where `page` is, if the mapping has it. Far behind the mapping's end it may be another of its pages: the caller looks
-    /// at the end once it has the page.
+    /// Where `page` is, if the mapping has it: the caller looks at the mapping's end once it has the page.
     #[inline(always)]
     pub(super) fn page<'a>(&'a self, engine: &'a EngineInner, open: &OpenMapping, page: u64) -> NearPage<'a> {
         // Far behind the end it may be another page of this mapping's, never another mapping's.
