@@ -168,6 +168,15 @@ impl EmulatedController {
         stats
     }
 
+    /// Completions that are posted to I/O completion queue `cqid`, and that the host hasn't taken yet, as its doorbell
+    /// says: nobody there can know of them. 0 when there is no such queue.
+    #[must_use]
+    pub fn completions_untaken(&self, cqid: u16) -> u32 {
+        let Some(transport) = self.attached() else { return 0 };
+        let Some(group) = transport.attachment.group(cqid) else { return 0 };
+        group.as_ref().map_or(0, |group| group.completions_untaken())
+    }
+
     /// Shows every I/O command that is about to be carried out to `observer`; `None` ends that.
     pub fn observe(&self, observer: Option<Observer>) {
         *lock(&self.shared.observer) = observer;

@@ -226,6 +226,11 @@ impl QueueGroup {
         !self.sqs.is_empty()
     }
 
+    /// Completions that are posted and that the driver hasn't taken.
+    pub(crate) fn completions_untaken(&self) -> u32 {
+        self.cq.untaken()
+    }
+
     pub(crate) fn wakeup_fd(&self) -> Option<std::os::fd::RawFd> {
         self.engine.wakeup_fd()
     }

@@ -240,6 +240,13 @@ impl CompletionRing {
         if to >= from { to - from } else { to + self.memory.entries - from }
     }
 
+    /// Completions posted that the driver hasn't given back, by its doorbell as it is now.
+    pub(crate) fn untaken(&self) -> u32 {
+        let value = self.doorbell.atomic().load(Ordering::Acquire);
+        let head = if value < self.memory.entries { value } else { self.head };
+        self.distance(head, self.tail)
+    }
+
     /// Completions that fit before the queue is full.
     #[inline]
     pub(crate) fn free(&self) -> u32 {

@@ -66,7 +66,7 @@ impl World {
 
     /// Takes in what the device has seen.
     pub(crate) fn absorb(&mut self) {
-        for entry in self.log.take() {
+        for entry in self.log.take(|qid| self.bed.device.completions_untaken(qid)) {
             let now = self.now();
             match entry.what {
                 What::Struck(action) => self.struck(&entry, action),

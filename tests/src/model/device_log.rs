@@ -61,6 +61,8 @@ pub enum What {
 #[derive(Debug, Default)]
 pub struct DeviceLog {
     entries: Arc<Mutex<Vec<Entry>>>,
+    /// Completions that the host hadn't taken when it was looked last, in their order.
+    untaken: Vec<Entry>,
     in_flight: HashMap<CommandKey, Flight>,
 }
 
@@ -113,13 +115,29 @@ impl DeviceLog {
     pub fn detach(&mut self, device: &EmulatedController) {
         device.observe(None);
         device.observe_events(None);
-        self.take();
+        self.take(|_| 0);
         self.in_flight.clear();
     }
 
-    /// What has happened since the last call.
-    pub fn take(&mut self) -> Vec<Entry> {
-        std::mem::take(&mut *self.entries.lock().expect("nobody panics with it"))
+    /// What has happened since the last call. A completion happens when the host takes it: until then the engine can't
+    /// know of it. `untaken` says how many of a queue's it hasn't taken.
+    pub fn take(&mut self, untaken: impl Fn(u16) -> u32) -> Vec<Entry> {
+        let mut entries = std::mem::take(&mut self.untaken);
+        entries.append(&mut self.entries.lock().expect("nobody panics with it"));
+        // The host takes them in the order in which they were posted, so it is the newest that are left.
+        let mut left = HashMap::new();
+        let mut is_untaken = |entry: &Entry| {
+            if !matches!(entry.what, What::Completed(_)) {
+                return false;
+            }
+            let left = left.entry(entry.key.0).or_insert_with(|| untaken(entry.key.0));
+            let is_left = *left > 0;
+            *left = left.saturating_sub(1);
+            is_left
+        };
+        let mut is_kept: Vec<bool> = entries.iter().rev().map(&mut is_untaken).collect();
+        self.untaken = entries.extract_if(.., |_| is_kept.pop().unwrap_or(false)).collect();
+        entries
     }
 
     /// Notes that a command is being carried out.
@@ -170,4 +188,33 @@ fn astray_bytes(
         }
     }
     astray
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn completions_happen_when_the_host_takes_them_and_in_their_order() {
+        let mut log = DeviceLog::default();
+        let started = What::Started { astray_bytes: 0, fua: false };
+        let entry = |log: &DeviceLog, key, what| {
+            push(&log.entries, key, NvmOpcode::WRITE, Extent { start: 0, len: FRAME }, what);
+        };
+        let completed = What::Completed(Status::SUCCESS);
+        let keys =
+            |entries: Vec<Entry>| -> Vec<CommandKey> { entries.iter().map(|entry| entry.key).collect() };
+        entry(&log, (1, 0), completed);
+        entry(&log, (1, 1), completed);
+        entry(&log, (2, 2), completed);
+        entry(&log, (1, 3), started);
+        // Of the first queue the last one.
+        let untaken = |qid| u32::from(qid == 1);
+        assert_eq!(keys(log.take(untaken)), [(1, 0), (2, 2), (1, 3)]);
+        assert_eq!(keys(log.take(untaken)), []);
+        entry(&log, (2, 4), started);
+        entry(&log, (1, 5), completed);
+        assert_eq!(keys(log.take(untaken)), [(1, 1), (2, 4)]);
+        assert_eq!(keys(log.take(|_| 0)), [(1, 5)]);
+    }
 }

@@ -5,7 +5,7 @@ use foliant::RetryPolicy;
 use super::Case;
 use super::case::Step::{
     Abandon, Close, Discard, Drop, Fault, Finish, FlushUntil, Kill, Open, Pin, PinMut, Read, Release, Scan,
-    Settle, Shard, Sync, Time, Write, WriteLsn,
+    Settle, Shard, Sync, SyncRange, Time, Write, WriteLsn,
 };
 use super::case::Trouble::{Delay, Lose, Media, WriteFatal, WriteTransient, Zeroes};
 use super::case::WriteCache::{None as NoCache, Volatile};
@@ -52,6 +52,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a writer behind a page of which one command fails", writer_behind_a_page_in_part()),
         ("a retry while a mapping is opened", retry_beside_an_open()),
         ("a soft sync past an error and put-off writes", soft_sync_past_errors()),
+        ("a failure that nobody has heard of when a sync ends", failure_not_heard_of_yet()),
     ]
 }
 
@@ -305,6 +306,45 @@ fn soft_sync_past_errors() -> Case {
             Settle,
             Sync { on: 0 },
             Write { on: 0, at: 36_864, len: 27_239 },
+        ],
+    )
+}
+
+/// A shard that runs short of frames lets the device begin at once with what its doorbell told it of. So the device has failed
+/// the write of a page before the shard looks for completions again, in its next step; a sync of another page ends in
+/// between, and has nothing to tell yet.
+fn failure_not_heard_of_yet() -> Case {
+    let setup = Setup {
+        frames: 64,
+        mdts: 2,
+        write_cache: NoCache,
+        background_percent: 10,
+        dirty_percent: 60,
+        readahead_bytes_max: 0,
+        orders: [2, 2],
+        ..PLAIN
+    };
+    Case::new(
+        setup,
+        &[
+            Discard { on: 0, at: 77_824, len: 5151 },
+            Write { on: 0, at: 307_200, len: 32_768 },
+            Read { on: 0, at: 258_048, len: 8192 },
+            Write { on: 0, at: 0, len: 1 },
+            Write { on: 0, at: 20_480, len: 1 },
+            Fault(WriteTransient { skip: 2, times: 18 }),
+            Write { on: 0, at: 331_776, len: 22_813 },
+            Write { on: 0, at: 139_264, len: 1 },
+            Settle,
+            Discard { on: 0, at: 372_736, len: 4343 },
+            Write { on: 0, at: 176_128, len: 1 },
+            Write { on: 0, at: 0, len: 1 },
+            Write { on: 0, at: 57_344, len: 1 },
+            Finish { op: 0 },
+            Fault(WriteFatal { skip: 1, times: 1, late_us: 0 }),
+            Finish { op: 0 },
+            SyncRange { on: 0, at: 188_416, len: 1 },
+            Read { on: 0, at: 45_056, len: 1 },
         ],
     )
 }

@@ -246,6 +246,34 @@ fn a_full_completion_queue_holds_commands_back_and_loses_none() {
 }
 
 #[test]
+fn completions_are_untaken_until_the_doorbell_says_otherwise() {
+    let mut host = Host::uri("emu:null?size=1GiB");
+    let mut queue = host.create_queue_pair(2, 5);
+    let read = host.transfer(NvmOpcode::READ, 0, 1, DATA, PAGE);
+    for _ in 0..7 {
+        let untaken = || host.controller.completions_untaken(2);
+        let _cids: Vec<u16> = (0..3).map(|_| queue.submit(read)).collect();
+        queue.ring();
+        assert_eq!(untaken(), 0, "nothing is carried out yet");
+        assert_eq!((queue.pump().posted, untaken()), (3, 3));
+        assert!(queue.take().is_some() && queue.take().is_some());
+        assert_eq!(untaken(), 3, "the device doesn't know");
+        queue.give_back();
+        assert_eq!(untaken(), 1);
+        assert!(queue.take().is_some());
+        queue.give_back();
+        assert_eq!(untaken(), 0);
+    }
+    queue.head_doorbell().store(64, Ordering::Release);
+    assert!(host.controller.completions_untaken(2) < 5, "a doorbell can't point there");
+    assert_eq!(
+        [0, 3, u16::MAX].map(|cqid| host.controller.completions_untaken(cqid)),
+        [0; 3],
+        "no such queue"
+    );
+}
+
+#[test]
 fn invalid_doorbell_values_are_ignored_and_counted() {
     let mut host = Host::uri("emu:null?size=1GiB");
     let read = host.transfer(NvmOpcode::READ, 0, 1, DATA, PAGE);
