@@ -668,13 +668,19 @@ impl Mapping {
                 Ok(())
             }
             Err(error) => {
-                self.open.end.reopen();
+                if !self.open.reopen() {
+                    return Err(self.open.why_closed());
+                }
                 // The shards that have dropped it take it up again. Where one can't any more, it stays closed.
                 match self.ask_shards(|_| true, || Request::Open(self.open.clone())).await {
                     Ok(_) => Err(error),
-                    Err(gone) => {
-                        self.open.end.close();
+                    Err(gone @ Error::ShardFailed { .. }) => {
+                        self.open.fail(&gone);
                         Err(gone)
+                    }
+                    Err(other) => {
+                        self.open.end.close();
+                        Err(other)
                     }
                 }
             }

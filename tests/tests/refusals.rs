@@ -4,10 +4,11 @@
 use std::fmt::Debug;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use foliant::{Advice, Engine, EngineOptions, Error, Held, Hugepages, Mapping, MappingOptions, ShareOptions};
-use foliant_nvme_emulated::{EmulatedConfig, EmulatedController, ObservedCommand};
+use foliant_nvme_emulated::{Action, EmulatedConfig, EmulatedController, ObservedCommand};
 use foliant_nvme_spec::NvmOpcode;
 use foliant_tests::{Bed, options};
 use tracing::field::{Field, Visit};
@@ -281,9 +282,7 @@ fn a_shard_that_panics_in_its_applications_loop_fails_likewise_and_the_loop_goes
     assert!(bed.poll_once(waiting.as_mut()).is_pending());
     // Polling the shard doesn't unwind.
     bed.settle();
-    let std::task::Poll::Ready(Err(error)) = bed.poll_once(waiting.as_mut()) else {
-        panic!("who waited is answered")
-    };
+    let Poll::Ready(Err(error)) = bed.poll_once(waiting.as_mut()) else { panic!("who waited is answered") };
     assert!(matches!(error, Error::ShardFailed { .. }), "{error}");
     let engine = bed.engine.take().unwrap();
     let error = bed.run(mapping.pin_async(7)).unwrap_err();
@@ -294,6 +293,69 @@ fn a_shard_that_panics_in_its_applications_loop_fails_likewise_and_the_loop_goes
     drop(waiting);
     let error = bed.close().unwrap_err();
     assert!(matches!(error, Error::ShardFailed { .. }), "{error}");
+}
+
+/// How a shard goes in a test.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gone {
+    /// It panics.
+    Panicked,
+    /// The device loses a command of it, and its time comes.
+    CommandLost,
+}
+
+#[test]
+fn a_mapping_that_can_not_be_closed_since_a_shard_is_gone_stays_closed_and_says_why() {
+    for gone in [Gone::Panicked, Gone::CommandLost] {
+        let command_timeout = Duration::from_secs(1);
+        let options = EngineOptions { shards: 2, command_timeout, ..options(64) };
+        let mut bed = Bed::new(EmulatedConfig::ram(8 << 20, 512), options);
+        let mapping = bed.open(&plain());
+        let other = mapping.clone();
+        // A page of either shard, and what the second one ends by.
+        let (first, second, last) = (7, 512 + 7, 512 + 100);
+        for page in [first, second] {
+            bed.run(other.write_at_async(page * PAGE, &[1; PAGE as usize])).unwrap();
+        }
+        bed.run(other.sync_async()).unwrap();
+        match gone {
+            Gone::Panicked => plant(&bed.device, last * 8),
+            Gone::CommandLost => bed.fault(NvmOpcode::READ, 0, 1, Action::Drop),
+        }
+        let reader = other.clone();
+        let mut byte = [0];
+        let mut read = Box::pin(reader.read_at_async(last * PAGE, &mut byte));
+        assert!(bed.poll_once(read.as_mut()).is_pending());
+        let mut close = Box::pin(mapping.close_async());
+        let mut closed = bed.poll_once(close.as_mut());
+        while closed.is_pending() {
+            let hit = bed.poll_once(Box::pin(other.pin_async(second)).as_mut());
+            // Where a shard panics, no call comes through any more, however far the close is.
+            assert!(gone == Gone::CommandLost || matches!(hit, Poll::Ready(Err(_))), "{hit:?}");
+            drop(hit);
+            bed.step();
+            bed.pass_time(Duration::from_millis(10));
+            closed = bed.poll_once(close.as_mut());
+        }
+        let is_shards = |error: &Error| matches!(error, Error::ShardFailed { shard: 1, .. });
+        let Poll::Ready(Err(error)) = closed else { panic!("{closed:?}, {gone:?}") };
+        assert!(is_shards(&error), "{error}, {gone:?}");
+        bed.settle();
+        // The first shard is well and could serve: nothing is opened again.
+        let mut byte = [0];
+        for page in [first, second] {
+            let error = bed.run(other.read_at_async(page * PAGE, &mut byte)).unwrap_err();
+            assert!(is_shards(&error), "page {page}: {error}, {gone:?}");
+            let error = bed.run(other.write_at_async(page * PAGE, &byte)).unwrap_err();
+            assert!(is_shards(&error), "page {page}: {error}, {gone:?}");
+        }
+        for error in [bed.run(other.sync_async()), bed.run(other.clone().close_async())] {
+            let error = error.unwrap_err();
+            assert!(is_shards(&error), "{error}, {gone:?}");
+        }
+        let error = bed.try_open(&plain()).unwrap_err();
+        assert!(is_shards(&error), "{error}, {gone:?}");
+    }
 }
 
 // ---- the end of mapping, engine and process ------------------------------------------------------------------

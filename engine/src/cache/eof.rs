@@ -85,7 +85,8 @@ impl FileEnd {
 
     /// Opens it again.
     pub(crate) fn reopen(&self) {
-        self.closed.store(false, Ordering::SeqCst);
+        // What was done before a close that this takes back is seen afterwards: who closes may have noted why.
+        self.closed.swap(false, Ordering::SeqCst);
         self.make_whole_pages();
     }
 

@@ -44,10 +44,23 @@ pub(crate) struct OpenMapping {
 }
 
 impl OpenMapping {
-    /// A shard has panicked: handles refuse from now on, hits included.
+    /// A shard has panicked, or can't take the mapping up again: handles refuse from now on, hits included.
     pub(crate) fn fail(&self, error: &Error) {
         self.failure.get_or_init(|| error.clone());
         self.end.close();
+    }
+
+    /// Handles work again, after a close that failed. Where a shard has panicked it stays closed: false.
+    pub(crate) fn reopen(&self) -> bool {
+        if self.failure.get().is_none() {
+            self.end.reopen();
+        }
+        // Who fails it notes why, and closes it then: asked afterwards, one of the two has seen the other.
+        let has_failed = self.failure.get().is_some();
+        if has_failed {
+            self.end.close();
+        }
+        !has_failed
     }
 
     /// What handles of a closed mapping are told.
