@@ -36,8 +36,13 @@ if [ "${1:-}" = --check ]; then
 fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/foliant-mutants.XXXXXX")
-trap 'rm -rf "$work"' EXIT
 patches=()
+# What was built last has a mistake in it, and cargo goes by the times of sources: those that were changed count as newer.
+leave() {
+    rm -rf "$work"
+    sed -n 's,^+++ b/,,p' "${patches[@]}" </dev/null | sort -u | (cd "$top" && xargs -r touch --no-create)
+}
+trap leave EXIT
 for name in "${@:-}"; do
     found=("$top"/tests/mutants/"$name"*.patch)
     [ -f "tests/mutants/$name.patch" ] && found=("$top/tests/mutants/$name.patch")
