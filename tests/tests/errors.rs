@@ -469,6 +469,32 @@ fn wb23_a_poisoned_page_is_never_evicted_and_a_discard_takes_it_away() {
 }
 
 #[test]
+fn wb26_a_discard_that_gives_up_at_a_pinned_page_says_so_though_that_page_is_poisoned() {
+    for mut bed in beds(&ram(), 64) {
+        let mapping = bed.mapping();
+        dirty(&mut bed, &mapping, 4..8);
+        break_page(&bed, 5);
+        assert!(bed.run(mapping.sync_async()).is_err());
+        let pin = bed.run(mapping.pin_async(5)).unwrap();
+        bed.clear_seen();
+        let began_ns = bed.now_ns();
+        let error = bed.run(mapping.discard_async(4 * 4096..8 * 4096)).unwrap_err();
+        let waited = Duration::from_nanos(bed.now_ns() - began_ns);
+        assert!(matches!(error, Error::PinnedTooLong { page: 5, .. }), "{error}");
+        // What came before it is zeroed, and nothing is written instead, which would have to wait for the pin as long again.
+        let of =
+            |opcode| -> Vec<_> { bed.seen(opcode).iter().map(|seen| (seen.slba, seen.blocks)).collect() };
+        assert_eq!(of(NvmOpcode::WRITE_ZEROES), [(4 * 8, 8)]);
+        assert!(!of(NvmOpcode::WRITE).contains(&(4 * 8, 8)), "{:?}", of(NvmOpcode::WRITE));
+        assert!(waited < Duration::from_secs(11), "{waited:?}");
+        drop(pin);
+        bed.run(mapping.discard_async(4 * 4096..8 * 4096)).unwrap();
+        assert_eq!(bed.engine().stats().dirty_pages, 0);
+        bed.run(mapping.sync_async()).unwrap();
+    }
+}
+
+#[test]
 fn wb23_a_mapping_with_a_poisoned_page_does_not_close_and_loses_nothing() {
     for mut bed in beds(&ram(), 64) {
         let mapping = bed.mapping();

@@ -177,9 +177,11 @@ impl Shard {
                 Stopped::No => {
                     let page = self.cache.shared.folio(held).key().page();
                     let waited = std::time::Duration::from_nanos(self.limits.pin_wait_ns);
-                    // Nobody holds a page that stays since it can't be written: its error is the reason.
-                    let poisoned = self.cache.shared.is_marked(held, Tag::Poisoned);
-                    let unwritable = self.write_error.clone().filter(|_| poisoned);
+                    // Nobody holds a page that stays at a close since it can't be written: its error is the reason. Who
+                    // throws pages away needs no write.
+                    let unwritten =
+                        job.zero_rest.is_none() && self.cache.shared.is_marked(held, Tag::Poisoned);
+                    let unwritable = self.write_error.clone().filter(|_| unwritten);
                     unwritable.unwrap_or(Error::PinnedTooLong { page, waited })
                 }
             };

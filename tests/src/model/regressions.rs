@@ -53,6 +53,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a retry while a mapping is opened", retry_beside_an_open()),
         ("a soft sync past an error and put-off writes", soft_sync_past_errors()),
         ("a failure that nobody has heard of when a sync ends", failure_not_heard_of_yet()),
+        ("a discard that a pin on a poisoned page holds up", pin_on_a_poisoned_page()),
     ]
 }
 
@@ -306,6 +307,22 @@ fn soft_sync_past_errors() -> Case {
             Settle,
             Sync { on: 0 },
             Write { on: 0, at: 36_864, len: 27_239 },
+        ],
+    )
+}
+
+/// A discard that gives up waiting for a pin told of the page's failed writes instead, took that for the device's refusal to
+/// zero pages, and wrote zeros over all of them.
+fn pin_on_a_poisoned_page() -> Case {
+    Case::new(
+        Setup { background_percent: 37, readahead_bytes_max: 0, ..PLAIN },
+        &[
+            Write { on: 0, at: 126_976, len: 1 },
+            Fault(Media { mapping: 0, page: 31 }),
+            Pin { on: 0, page: 31 },
+            Discard { on: 0, at: 122_880, len: 23_035 },
+            Write { on: 0, at: 131_072, len: 1 },
+            Finish { op: 0 },
         ],
     )
 }
