@@ -4,8 +4,8 @@ use foliant::RetryPolicy;
 
 use super::Case;
 use super::case::Step::{
-    Abandon, Close, Discard, Drop, Fault, Finish, FlushUntil, Kill, Open, Pin, PinMut, Read, Release, Scan,
-    Settle, Shard, Sync, SyncRange, Time, Write, WriteLsn,
+    Abandon, Close, Discard, Drop, Fault, Finish, FlushUntil, Kill, Open, Pin, PinMut, Prefetch, Read,
+    Release, Scan, Settle, Shard, Sync, SyncRange, Time, Write, WriteLsn,
 };
 use super::case::Trouble::{Delay, Lose, Media, WriteFatal, WriteTransient, Zeroes};
 use super::case::WriteCache::{None as NoCache, Volatile};
@@ -54,6 +54,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a soft sync past an error and put-off writes", soft_sync_past_errors()),
         ("a failure that nobody has heard of when a sync ends", failure_not_heard_of_yet()),
         ("a discard that a pin on a poisoned page holds up", pin_on_a_poisoned_page()),
+        ("a prefetch of a mapping that stays closed", prefetch_of_what_stays_closed()),
     ]
 }
 
@@ -323,6 +324,20 @@ fn pin_on_a_poisoned_page() -> Case {
             Discard { on: 0, at: 122_880, len: 23_035 },
             Write { on: 0, at: 131_072, len: 1 },
             Finish { op: 0 },
+        ],
+    )
+}
+
+/// A close whose shard loses a command leaves a mapping that stays closed, and says why to whatever comes.
+fn prefetch_of_what_stays_closed() -> Case {
+    Case::new(
+        Setup { background_percent: 6, readahead_bytes_max: 0, ..PLAIN },
+        &[
+            Fault(Lose { command: Command::Write, skip: 0 }),
+            Close { on: 0 },
+            Write { on: 0, at: 0, len: 1 },
+            Scan { on: 0, at: 0, len: 1 },
+            Prefetch { on: 0, at: 0, len: 1 },
         ],
     )
 }
