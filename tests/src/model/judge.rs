@@ -12,7 +12,7 @@ use super::operations::{HandleId, Kind, Op, Output, PINS_MAX};
 use super::rules::{Fault, Rule};
 use super::telling::{self, Owed};
 use super::violated;
-use super::world::{MappingState, Quiet, World};
+use super::world::{FailedPart, MappingState, Quiet, Unsettled, World};
 
 /// A sync that has ended.
 struct Synced {
@@ -86,9 +86,7 @@ impl World {
             Output::Count(result) => result.as_ref().map(drop).map_err(Clone::clone),
         };
         lived.waited = self.bed.now_ns().saturating_sub(op.began_ns) >= PIN_WAIT.as_nanos() as u64;
-        // Of a page that takes several commands, others may be written time and again, and it stays dirty for the one that fails.
-        lived.written = self.were_written_lately(mapping, &kind)
-            && !(self.setup.splits_pages(mapping) && lived.write_failed);
+        lived.written = self.were_written_lately(mapping, &kind) && !self.has_failed_in_part(mapping, began);
         lived.soft = self.setup.retry == RetryPolicy::Soft;
         lived.gated = self.setup.is_gated && self.log_state.last > 0;
         lived.asks_pages = self.setup.page_len(mapping) / FRAME;
@@ -232,6 +230,20 @@ impl World {
         pages
             .map(|page| self.setup.stripe_of(mapping, page))
             .all(|stripe| self.life.written_ns.get(&stripe).is_some_and(|&written_ns| written_ns > since_ns))
+    }
+
+    /// Whether a write has failed since then, or before and others of its page haven't ended, that may be one of several of
+    /// a page: the others may be written time and again, and it stays dirty for that one. In a single shard pages of
+    /// either mapping do so.
+    fn has_failed_in_part(&self, mapping: usize, since: Moment) -> bool {
+        let is_beside = |other: &usize| *other == mapping || self.setup.shards == 1;
+        let is_write = |part: &Unsettled| matches!(part.part, FailedPart::Write { .. });
+        (0..self.setup.mappings).filter(is_beside).filter(|&other| self.setup.splits_pages(other)).any(
+            |other| {
+                self.mappings[other].pages.iter().any(|page| page.write_failed > since)
+                    || self.life.unsettled.iter().any(|part| part.mapping == other && is_write(part))
+            },
+        )
     }
 
     /// Whether a page that a write with this number stamps may have a later one.

@@ -4,7 +4,7 @@ use foliant::RetryPolicy;
 
 use super::Case;
 use super::case::Step::{
-    Abandon, Close, Discard, Drop, Fault, Finish, FlushUntil, Kill, Open, Pin, PinMut, Prefetch, Read,
+    Abandon, Clone, Close, Discard, Drop, Fault, Finish, FlushUntil, Kill, Open, Pin, PinMut, Prefetch, Read,
     Release, Scan, Settle, Shard, Sync, SyncRange, Time, Write, WriteLsn,
 };
 use super::case::Trouble::{Delay, Lose, Media, WriteFatal, WriteTransient, Zeroes};
@@ -55,6 +55,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a failure that nobody has heard of when a sync ends", failure_not_heard_of_yet()),
         ("a discard that a pin on a poisoned page holds up", pin_on_a_poisoned_page()),
         ("a prefetch of a mapping that stays closed", prefetch_of_what_stays_closed()),
+        ("a writer behind a page of another mapping in part", writer_behind_another_mappings_page()),
     ]
 }
 
@@ -268,6 +269,39 @@ fn writer_behind_a_page_in_part() -> Case {
             Fault(Media { mapping: 0, page: 71 }),
             PinMut { on: 0, page: 0, change: 0 },
             Write { on: 0, at: 0, len: 1 },
+            Finish { op: 0 },
+        ],
+    )
+}
+
+/// The page of which one command fails is another mapping's, and the same shard's.
+fn writer_behind_another_mappings_page() -> Case {
+    let setup = Setup {
+        frames: 112,
+        mappings: 2,
+        noiob_blocks: 12,
+        background_percent: 28,
+        dirty_percent: 30,
+        readahead_bytes_max: 0,
+        orders: [0, 4],
+        ..PLAIN
+    };
+    let first = Write { on: 0, at: 0, len: 1 };
+    Case::new(
+        setup,
+        &[
+            PinMut { on: 9, page: 0, change: 700 },
+            Clone { on: 0 },
+            Discard { on: 0, at: 0, len: 1 },
+            first,
+            first,
+            first,
+            Open { mapping: 0 },
+            PinMut { on: 0, page: 0, change: 1 },
+            Open { mapping: 0 },
+            Write { on: 3, at: 77_824, len: 1 },
+            Fault(Media { mapping: 0, page: 19 }),
+            Write { on: 0, at: 73_728, len: 1 },
             Finish { op: 0 },
         ],
     )
