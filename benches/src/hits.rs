@@ -5,6 +5,7 @@
 //! the kernel's page cache by calls and by mapping, cache crates, and the bare memory that the engine's own
 //! frames are, which nobody can beat. A fourth race has two threads at once.
 
+mod least;
 mod peers;
 
 use std::hint::black_box;
@@ -18,6 +19,7 @@ use foliant::{
 };
 use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
 
+use self::least::LeastCache;
 use self::peers::{CacheCrates, WarmFile};
 use crate::engine::quiet_options;
 use crate::measure::{Contestant, Effort, Timed, ns_per_step, race};
@@ -172,6 +174,9 @@ pub fn answer(effort: Effort) -> Result<Answer> {
         format!("the file of pread, pwrite and mmap lies on {} and is in the page cache", bed.file.filesystem),
         format!("the engine's frames are {:?}", bed.engine.arena_backing()),
         "`ratio` is the line's time over ours, the first line: above 1, ours is faster".into(),
+        "the least look-up is no cache: three loads from arrays (page to frame, the frame's header before and after) \
+                and the touch, which is what any cache has to do at least whose pages can change"
+            .into(),
         "quick_cache, foyer and moka hold an Arc<[u8]> a page; a get hands out a reference and copies nothing".into(),
     ];
     if std::thread::available_parallelism()?.get() >= 2 {
@@ -191,6 +196,7 @@ pub fn answer(effort: Effort) -> Result<Answer> {
 
 fn touch_race(bed: &Bed, own: &LocalBed, rounds: usize) -> Result<Vec<Timed>> {
     let steps = &bed.touches[..];
+    let least = LeastCache::new(PAGES)?;
     let map = bed.file.map();
     let crates = &bed.crates;
     race(
@@ -227,6 +233,9 @@ fn touch_race(bed: &Bed, own: &LocalBed, rounds: usize) -> Result<Vec<Timed>> {
             }),
             Contestant::new("mmap of the file", || {
                 ns_per_step(steps, |step| Ok(word(map, step.word_start())))
+            }),
+            Contestant::new("the least look-up", || {
+                ns_per_step(steps, |step| least.touch(step).ok_or_else(lost))
             }),
             Contestant::new("bare memory (our frames)", || {
                 let pins = bed.pin_all()?;
