@@ -366,7 +366,8 @@ impl World {
                 let modelled = &mut self.mappings[mapping];
                 if closes.is_some() {
                     // Of what failed while it was closing the mapping it tells for itself: others hear of it all the same.
-                    modelled.unseen = modelled.unseen.min(Owed::Perhaps);
+                    // So they may of one that has come to be known by then, though the rest of its page ends later.
+                    (modelled.unseen, modelled.told) = (modelled.unseen.min(Owed::Perhaps), now);
                 } else {
                     (modelled.unseen, modelled.told) = (Owed::No, now);
                 }

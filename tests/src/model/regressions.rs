@@ -56,6 +56,7 @@ pub fn all() -> Vec<(&'static str, Case)> {
         ("a discard that a pin on a poisoned page holds up", pin_on_a_poisoned_page()),
         ("a prefetch of a mapping that stays closed", prefetch_of_what_stays_closed()),
         ("a writer behind a page of another mapping in part", writer_behind_another_mappings_page()),
+        ("a handle cloned after a close that told of a page in part", clone_after_a_failed_close()),
     ]
 }
 
@@ -303,6 +304,40 @@ fn writer_behind_another_mappings_page() -> Case {
             Fault(Media { mapping: 0, page: 19 }),
             Write { on: 0, at: 73_728, len: 1 },
             Finish { op: 0 },
+        ],
+    )
+}
+
+/// A close tells of a page of which one command has failed, while its queue still has something else: who is cloned afterwards
+/// need not be told of it again.
+fn clone_after_a_failed_close() -> Case {
+    let setup = Setup {
+        frames: 66,
+        noiob_blocks: 16,
+        background_percent: 26,
+        is_gated: true,
+        orders: [2, 2],
+        ..PLAIN
+    };
+    Case::new(
+        setup,
+        &[
+            Write { on: 0, at: 61_440, len: 32_768 },
+            Read { on: 0, at: 20_480, len: 22_359 },
+            Write { on: 0, at: 314_755, len: 15_345 },
+            Read { on: 0, at: 0, len: 1 },
+            Write { on: 0, at: 262_144, len: 1 },
+            Pin { on: 0, page: 30 },
+            Fault(Media { mapping: 0, page: 0 }),
+            PinMut { on: 0, page: 0, change: 1 },
+            Pin { on: 0, page: 0 },
+            Settle,
+            Abandon { op: 1 },
+            Pin { on: 0, page: 35 },
+            Close { on: 0 },
+            Write { on: 0, at: 110_592, len: 1 },
+            Settle,
+            Clone { on: 0 },
         ],
     )
 }
