@@ -31,6 +31,9 @@ pub const PAGES: u32 = 1 << 16;
 /// Times that a round of touches visits every page; a round of copies does it once.
 const TOUCH_PASSES: usize = 4;
 
+/// How far ahead the rows with `prefetch_line` name a word that they will touch.
+const STEPS_AHEAD: usize = 10;
+
 /// Everything that takes part, warm.
 struct Bed {
     mapping: Mapping,
@@ -177,6 +180,9 @@ pub fn answer(effort: Effort) -> Result<Answer> {
         "the least look-up is no cache: three loads from arrays (page to frame, the frame's header before and after) \
                 and the touch, which is what any cache has to do at least whose pages can change"
             .into(),
+        format!(
+            "the rows with the line fetched ahead call prefetch_line for the word that they touch {STEPS_AHEAD} accesses later"
+        ),
         "quick_cache, foyer and moka hold an Arc<[u8]> a page; a get hands out a reference and copies nothing".into(),
     ];
     if std::thread::available_parallelism()?.get() >= 2 {
@@ -213,6 +219,12 @@ fn touch_race(bed: &Bed, own: &LocalBed, rounds: usize) -> Result<Vec<Timed>> {
             Contestant::new("foliant read_with", || {
                 ns_per_step(steps, |step| read_with_word(&bed.mapping, step))
             }),
+            Contestant::new("foliant pin, line fetched ahead", || {
+                ahead(bed, steps, |step| pin_word(&bed.mapping, step))
+            }),
+            Contestant::new("foliant read_with, line fetched ahead", || {
+                ahead(bed, steps, |step| read_with_word(&bed.mapping, step))
+            }),
             Contestant::new("quick_cache get", || {
                 ns_per_step(steps, |step| {
                     let page = crates.quick.get(&step.page).ok_or_else(lost)?;
@@ -245,6 +257,17 @@ fn touch_race(bed: &Bed, own: &LocalBed, rounds: usize) -> Result<Vec<Timed>> {
             }),
         ],
     )
+}
+
+/// As [`ns_per_step`], for one who knows his next accesses.
+fn ahead(bed: &Bed, steps: &[Step], mut touch: impl FnMut(Step) -> Result<u64>) -> Result<f64> {
+    let mut coming = steps.iter().skip(STEPS_AHEAD);
+    ns_per_step(steps, |step| {
+        if let Some(next) = coming.next() {
+            bed.mapping.prefetch_line(u64::from(next.page), next.within as usize);
+        }
+        touch(step)
+    })
 }
 
 fn read_race(bed: &Bed, rounds: usize) -> Result<Vec<Timed>> {

@@ -133,6 +133,12 @@ impl<'s> LocalMapping<'s> {
         Ok(self.shards.block_on(self.mapping.pin_async(page))?.into_parts())
     }
 
+    /// As [`Mapping::prefetch_line`].
+    #[inline]
+    pub fn prefetch_line(&self, page: u64, within: usize) -> bool {
+        self.mapping.prefetch_line(page, within)
+    }
+
     /// As [`Mapping::pin_mut`].
     ///
     /// # Errors

@@ -325,6 +325,49 @@ fn reading_without_a_pin_by_a_local_handle_splits_no_folio_either() {
 }
 
 #[test]
+fn a_line_is_fetched_of_cached_pages_alone_and_nothing_else_happens() {
+    for (shards, page_bytes) in [(1, 4096), (2, 4096), (1, 16384)] {
+        let device = EmulatedController::new(EmulatedConfig::ram(1024 * PAGE, 4096)).unwrap();
+        let options = EngineOptions {
+            cache_bytes: 64 * PAGE * shards as u64,
+            shards,
+            hugepages: Hugepages::Never,
+            ..Default::default()
+        };
+        let engine = Engine::open_on(device.attach().unwrap(), &options).unwrap();
+        let half = 512 * PAGE;
+        let of = |start_bytes| MappingOptions {
+            start_bytes,
+            len_bytes: Some(half),
+            page_bytes,
+            readahead_bytes_max: 0,
+            ..Default::default()
+        };
+        let (mapping, other) = (engine.mapping(&of(half)).unwrap(), engine.mapping(&of(0)).unwrap());
+        let pages = half / u64::from(page_bytes);
+        let cached = [3, 4, pages - 1];
+        cached.iter().for_each(|&page| drop(mapping.pin(page).unwrap()));
+        let before = engine.stats();
+        for page in (0..2 * pages).chain([1 << 36, 1 << 48, (1 << 48) + 3, u64::MAX - pages + 1, u64::MAX]) {
+            for within in [0, 100, 4095, 4096, 16384, usize::MAX] {
+                assert_eq!(
+                    mapping.prefetch_line(page, within),
+                    cached.contains(&page),
+                    "page {page}, {within}"
+                );
+                assert!(!other.prefetch_line(page, within), "page {page} of the other mapping");
+            }
+        }
+        let after = engine.stats();
+        let counters = |stats: &foliant::EngineStats| (stats.read_hits, stats.requests, stats.pages_read);
+        assert_eq!(counters(&after), counters(&before));
+        mapping.clone().close().unwrap();
+        assert!(!mapping.prefetch_line(3, 0), "nothing of a closed mapping is cached");
+        engine.close().unwrap();
+    }
+}
+
+#[test]
 fn a_page_number_far_behind_the_end_shows_nobody_another_mapping_s_bytes() {
     let device = EmulatedController::new(EmulatedConfig::ram(512 * PAGE, 4096)).unwrap();
     let options =

@@ -5,6 +5,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::folio::FrameId;
+use super::table::prefetch;
 
 /// Bytes of a page, and of a frame.
 pub const PAGE_BYTES: usize = 4096;
@@ -67,15 +68,16 @@ impl FrameMemory {
     /// give it back are locked instructions, and each waits until every store before it has its line.
     #[inline]
     pub(crate) fn prefetch(&self, frame: FrameId) {
-        #[cfg(target_arch = "x86_64")]
         for line in 0..PAGE_BYTES / 64 {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            // SAFETY: a hint, inside the frame.
-            #[expect(unsafe_code, reason = "a hint to the processor")]
-            unsafe {
-                _mm_prefetch::<_MM_HINT_T0>(self.address(frame).as_ptr().add(line * 64).cast());
-            }
+            self.prefetch_line(frame, line * 64);
         }
+    }
+
+    /// Has the processor fetch the line of byte `within` of a frame or those that follow it.
+    #[inline]
+    pub(crate) fn prefetch_line(&self, frame: FrameId, within: usize) {
+        // Not `add`: nobody holds the frame, and a hint may point anywhere.
+        prefetch(self.address(frame).as_ptr().wrapping_add(within));
     }
 
     /// Writes `data` at byte `within` of a frame and those that follow it, which the caller holds exclusively, though the device

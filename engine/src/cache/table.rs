@@ -10,16 +10,16 @@ pub(crate) use for_loom::Table;
 pub(crate) use mapped::Table;
 
 /// Has the processor load the cache line in which `value` begins, without waiting for it. Where it can't be told to, nothing
-/// happens.
+/// happens; nor where there is no such memory.
 #[inline]
-pub(crate) fn prefetch<T>(value: &T) {
+pub(crate) fn prefetch<T>(value: *const T) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         // SAFETY: a prefetch is a hint: it reads no value, changes none, and never faults. SSE is part of x86_64.
         #[expect(unsafe_code, reason = "the intrinsic takes a raw pointer")]
         unsafe {
-            _mm_prefetch::<_MM_HINT_T0>(std::ptr::from_ref(value).cast());
+            _mm_prefetch::<_MM_HINT_T0>(value.cast());
         }
     }
     #[cfg(not(target_arch = "x86_64"))]

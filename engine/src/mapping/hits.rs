@@ -4,7 +4,7 @@ use super::near::NearPage;
 use super::{Mapping, PAGE, Writing, split};
 use crate::cache::SharedHold;
 use crate::cache::balance::ReservedPages;
-use crate::cache::folio::{Access, FolioOrder, FrameId, ReadAhead};
+use crate::cache::folio::{Access, FolioKey, FolioOrder, FrameId, ReadAhead};
 use crate::cache::frames::PAGE_BYTES;
 use crate::cache::published::ThreadBlock;
 use crate::cache::shape::Stability;
@@ -49,6 +49,42 @@ impl Mapping {
         #[expect(unsafe_code, reason = "frames are reached by address")]
         let bytes = unsafe { link.cache.frames.address_unchecked(frame) };
         Some(PagePin { link, folio, bytes, len_bytes, slot: Some(slot), note: None })
+    }
+
+    /// Has the processor fetch the cache line of byte `within` of a page, if the page is cached, and goes on: for who knows some
+    /// ten accesses ahead what he will touch, as when the keys of a batch are looked up. Each random touch waits for memory;
+    /// these waits then overlap, and the `pin` or `read_with` that follows finds its bytes at hand.
+    ///
+    /// Returns whether the page is cached or on its way; what isn't may be asked for by
+    /// [`prefetch_many`](Self::prefetch_many). Nothing is held, counted, or read from the device, and the answer may be
+    /// out of date at once. Of a page behind the mapping's end it is false; a byte behind the page's end is fetched from nowhere.
+    ///
+    /// ```no_run
+    /// # fn sum(mapping: &foliant::Mapping, keys: &[(u64, usize)]) -> foliant::Result<u64> {
+    /// const AHEAD: usize = 8;
+    /// let mut sum = 0;
+    /// for (at, &(page, within)) in keys.iter().enumerate() {
+    ///     if let Some(&(page, within)) = keys.get(at + AHEAD) {
+    ///         mapping.prefetch_line(page, within);
+    ///     }
+    ///     sum += u64::from(mapping.pin(page)?[within]);
+    /// }
+    /// # Ok(sum)
+    /// # }
+    /// ```
+    #[inline]
+    pub fn prefetch_line(&self, page: u64, within: usize) -> bool {
+        if page >= FolioKey::PAGES_MAX >> self.open.shape.order.0 {
+            return false;
+        }
+        let NearPage { link, key, .. } = self.near.page(&self.engine, &self.open, page);
+        let found = link.cache.index.find(&link.cache.headers, key);
+        if let Some(frame) = found
+            && within < self.near.page_bytes
+        {
+            link.cache.frames.prefetch_line(frame, within);
+        }
+        found.is_some()
     }
 
     /// Pins a page to be kept: only one that is a folio by itself, since its holder may ask for the next one.

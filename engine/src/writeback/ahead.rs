@@ -28,7 +28,7 @@ pub(super) fn is_worth_it(wanted: u64, folio_pages: u64) -> bool {
 /// Has the headers of the frames from `first` on loaded that a leaf's pages have where they lie as in the file.
 pub(super) fn load_headers(shared: &SharedCache, first: FrameId) {
     let headers = shared.headers.get(first.0 as usize..).unwrap_or_default();
-    headers.iter().take(LEAF_PAGES as usize).step_by(LINE_HEADERS).for_each(prefetch);
+    headers.iter().take(LEAF_PAGES as usize).step_by(LINE_HEADERS).for_each(|header| prefetch(header));
 }
 
 /// Has the marks and the headers of the leaf behind the one that begins at the shard-local page `base` and is `first_page` in
