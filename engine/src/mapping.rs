@@ -632,7 +632,8 @@ impl Mapping {
     /// on. (Dropping handles instead leaves the pages cached; they are written in the background.)
     ///
     /// # Errors
-    /// As [`sync`](Self::sync); the mapping stays open then, so that nothing dirty is thrown away.
+    /// As [`sync`](Self::sync); the mapping stays open then, so that nothing dirty is thrown away. It stays closed where the
+    /// last flush failed, since the namespace has failed then, and where a shard has.
     pub fn close(self) -> Result<()> {
         block_on(self.close_async())
     }

@@ -64,11 +64,14 @@ impl FrameMemory {
         unsafe { self.base.add(frame.0 as usize * PAGE_BYTES) }
     }
 
-    /// Has the processor fetch the frame's lines into its cache, for who is going to write all of them: to take the folio and to
-    /// give it back are locked instructions, and each waits until every store before it has its line.
+    /// Has the processor begin to fetch the frame's lines into its cache, for who is going to write all of them: to take the folio
+    /// and to give it back are locked instructions, and each waits until every store before it has its line. Of a frame
+    /// that turns out to be another page's, or somebody's, it costs a little and does nothing.
     #[inline]
     pub(crate) fn prefetch(&self, frame: FrameId) {
-        for line in 0..PAGE_BYTES / 64 {
+        // As many as are fetched at once: with more, the instructions behind them wait for their turn.
+        const LINES: usize = 16;
+        for line in 0..LINES {
             self.prefetch_line(frame, line * 64);
         }
     }
@@ -78,6 +81,21 @@ impl FrameMemory {
     pub(crate) fn prefetch_line(&self, frame: FrameId, within: usize) {
         // Not `add`: nobody holds the frame, and a hint may point anywhere.
         prefetch(self.address(frame).as_ptr().wrapping_add(within));
+    }
+
+    /// Writes `data` at byte `within` of a frame, which the caller holds exclusively.
+    #[inline]
+    pub(crate) fn write(&self, frame: FrameId, within: usize, data: &[u8]) {
+        assert!(within <= PAGE_BYTES && data.len() <= PAGE_BYTES - within);
+        // SAFETY: inside the frame by the assertion; nobody else reads or writes it, by exclusive possession.
+        #[expect(unsafe_code, reason = "an exclusively held frame is this holder's memory")]
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                data.as_ptr(),
+                self.address(frame).as_ptr().add(within),
+                data.len(),
+            );
+        }
     }
 
     /// Writes `data` at byte `within` of a frame and those that follow it, which the caller holds exclusively, though the device

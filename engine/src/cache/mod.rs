@@ -242,6 +242,24 @@ impl SharedCache {
         Ok(place)
     }
 
+    /// As [`try_exclusive`](Self::try_exclusive), of the page `key` where its header says that it `is` a folio by itself: the
+    /// shortest way for who writes in it, or writes the `whole` of it. Where it ends early nothing is known.
+    #[inline]
+    pub(crate) fn try_exclusive_alone(
+        &self,
+        key: FolioKey,
+        is: Identity,
+        whole: bool,
+    ) -> Result<Place, Released> {
+        let found = self.index.walk(&self.headers, key, |folio| folio.identity() == is);
+        let (frame, folio) = found.ok_or(Released::Quiet)?;
+        if whole {
+            self.frames.prefetch(frame);
+        }
+        exclusion::try_exclusive(folio, folio, &self.tags, key, (FolioOrder(0), 0), Access::Change)?;
+        Ok(Place { head: frame, within: 0, order: FolioOrder(0) })
+    }
+
     /// How many pages from `frame` on, at most `pages`, an exclusive holder may overwrite: those of its folio up to the
     /// first that the device reads, and in an unstable mapping up to the first that mustn't be changed nevertheless.
     pub(crate) fn writable_pages(

@@ -6,7 +6,7 @@ use crate::cache::SharedHold;
 use crate::cache::balance::ReservedPages;
 use crate::cache::folio::{Access, FolioKey, FolioOrder, FrameId, ReadAhead};
 use crate::cache::frames::PAGE_BYTES;
-use crate::cache::published::ThreadBlock;
+use crate::cache::published::{self, ThreadBlock};
 use crate::cache::shape::Stability;
 use crate::cache::tags::Tag;
 use crate::error::Result;
@@ -150,7 +150,6 @@ impl Mapping {
         let (link, key) = (self.link(first), self.open.shape.key(first));
         let frame = link.cache.index.find(&link.cache.headers, key)?;
         if access == Access::Overwrite {
-            // Of one that turns out to be another page's, or somebody's, it costs a little and does nothing.
             link.cache.frames.prefetch(frame);
         }
         match link.cache.try_exclusive(frame, key, (access, stability)) {
@@ -248,6 +247,10 @@ impl Mapping {
         let mut done = 0;
         while done < buf.len() {
             let (page, within) = split(offset + done as u64);
+            let is_last = within + buf.len() - done <= PAGE_BYTES;
+            if is_last && self.read_plain(page, within, &mut buf[done..]) {
+                return buf.len();
+            }
             let wanted = (within + buf.len() - done).div_ceil(PAGE_BYTES) as u64;
             let Some(pin) = self.try_read(page, wanted) else { break };
             // Cut off meanwhile?
@@ -262,12 +265,29 @@ impl Mapping {
         done
     }
 
+    /// Reads from one page as most are read: one that is a folio by itself, and in use. The shortest way; false, and nothing is
+    /// read, where the caller goes another.
+    #[inline]
+    fn read_plain(&self, page: u64, within: usize, buf: &mut [u8]) -> bool {
+        if self.near.page_bytes != PAGE_BYTES {
+            return false;
+        }
+        let pin = published::known_thread().and_then(|block| self.pin_in_use(block, page));
+        let Some(pin) = pin else { return false };
+        buf.copy_from_slice(&pin[within..within + buf.len()]);
+        true
+    }
+
     /// Copies into cached pages, up to the first that isn't to be had at once; returns how many bytes.
     #[inline]
     pub(super) fn write_hits(&self, offset: u64, data: &[u8], writing: Writing) -> Result<usize> {
         let mut done = 0;
         while done < data.len() {
             let (page, within) = split(offset + done as u64);
+            let is_last = within + data.len() - done <= PAGE_BYTES;
+            if is_last && writing.lsn.is_none() && self.write_plain(page, within, &data[done..]) {
+                return Ok(data.len());
+            }
             let (access, pages) = self.access_for(offset + done as u64, data.len() - done, writing);
             let Some(mut pin) = self.try_change(page, (access, writing.stability), pages) else { break };
             pin.set_lsn(writing.lsn)?;
@@ -277,6 +297,31 @@ impl Mapping {
             done += count;
         }
         Ok(done)
+    }
+
+    /// Writes into one page as most are written: one that is a folio by itself, of a plain mapping, without a number. The
+    /// shortest way; false, and nothing is written, where the caller goes another.
+    #[inline]
+    fn write_plain(&self, page: u64, within: usize, data: &[u8]) -> bool {
+        if !self.near.is_plain || !self.has_whole(page) {
+            return false;
+        }
+        let NearPage { link, key, alone } = self.near.page(&self.engine, &self.open, page);
+        if !link.cache.balance.is_open() {
+            return false;
+        }
+        let whole = data.len() == PAGE_BYTES;
+        let place = match link.cache.try_exclusive_alone(key, alone, whole) {
+            Ok(place) => place,
+            Err(released) => {
+                link.after_release(released);
+                return false;
+            }
+        };
+        link.cache.frames.write(place.head, within, data);
+        link.release_dirty(place.head, place, 1, &self.open.shape);
+        link.hits.write(1);
+        true
     }
 
     /// How `count` bytes at `offset` change the page that they begin in, and how many pages they change likewise.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::cache::folio::{AtHand, FolioKey, FolioOrder, Identity};
 use crate::cache::frames::PAGE_BYTES;
+use crate::cache::shape::Stability;
 use crate::engine::EngineInner;
 use crate::shard::link::ShardLink;
 use crate::shard::open::OpenMapping;
@@ -22,6 +23,8 @@ pub(super) struct Near {
     pub at_hand: AtHand,
     /// Bytes of a page.
     pub page_bytes: usize,
+    /// Pages are frames, and who writes waits for no log, but for the device: the shortest way to write is open.
+    pub is_plain: bool,
 }
 
 /// A page on the shortest way.
@@ -38,7 +41,8 @@ impl Near {
         let (order, key, is_only_shard) = (open.shape.order, open.shape.key(0), engine.links.len() == 1);
         let (alone, at_hand, page_bytes) =
             (Identity::new(key, order), AtHand::new(order), PAGE_BYTES << order.0);
-        Self { link, is_only_shard, order, key, alone, at_hand, page_bytes }
+        let is_plain = order.0 == 0 && open.gates.gate.is_none() && open.shape.stability == Stability::Stable;
+        Self { link, is_only_shard, order, key, alone, at_hand, page_bytes, is_plain }
     }
 
     /// Where `page` is, if the mapping has it: the caller looks at the mapping's end once it has the page.
