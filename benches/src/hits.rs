@@ -15,7 +15,7 @@ use std::thread::ScopedJoinHandle;
 
 use anyhow::{Context, Result, anyhow};
 use foliant::{
-    Engine, EngineOptions, LocalShards, Mapping, MappingOptions, PagePin, PagePinMut, ShardThreads,
+    Engine, EngineOptions, LocalShards, Mapping, MappingOptions, PagePin, PagePinMut, ReadAt, ShardThreads,
 };
 use foliant_nvme_emulated::{EmulatedConfig, EmulatedController};
 
@@ -33,6 +33,9 @@ const TOUCH_PASSES: usize = 4;
 
 /// How far ahead the rows with `prefetch_line` name a word that they will touch.
 const STEPS_AHEAD: usize = 10;
+
+/// Words that a `read_many` names.
+const BATCH: usize = 64;
 
 /// Everything that takes part, warm.
 struct Bed {
@@ -183,6 +186,7 @@ pub fn answer(effort: Effort) -> Result<Answer> {
         format!(
             "the rows with the line fetched ahead call prefetch_line for the word that they touch {STEPS_AHEAD} accesses later"
         ),
+        format!("read_many copies words out, {BATCH} a call; the time is a word's"),
         "quick_cache, foyer and moka hold an Arc<[u8]> a page; a get hands out a reference and copies nothing".into(),
     ];
     if std::thread::available_parallelism()?.get() >= 2 {
@@ -225,6 +229,7 @@ fn touch_race(bed: &Bed, own: &LocalBed, rounds: usize) -> Result<Vec<Timed>> {
             Contestant::new("foliant read_with, line fetched ahead", || {
                 ahead(bed, steps, |step| read_with_word(&bed.mapping, step))
             }),
+            Contestant::new("foliant read_many, words by the batch", || many_words(bed, steps)),
             Contestant::new("quick_cache get", || {
                 ns_per_step(steps, |step| {
                     let page = crates.quick.get(&step.page).ok_or_else(lost)?;
@@ -268,6 +273,20 @@ fn ahead(bed: &Bed, steps: &[Step], mut touch: impl FnMut(Step) -> Result<u64>) 
         }
         touch(step)
     })
+}
+
+/// The words of `steps`, copied out in batches; ns a word.
+fn many_words(bed: &Bed, steps: &[Step]) -> Result<f64> {
+    let batches: Vec<&[Step]> = steps.chunks_exact(BATCH).collect();
+    let mut words = [[0; 8]; BATCH];
+    let batch_ns = ns_per_step(&batches, |batch| {
+        let reads = batch.iter().zip(&mut words);
+        let mut reads: Vec<ReadAt<'_>> =
+            reads.map(|(step, word)| ReadAt::new(step.word_start() as u64, word)).collect();
+        bed.mapping.read_many(&mut reads)?;
+        Ok(words.iter().fold(0, |sum, word| sum ^ u64::from_ne_bytes(*word)))
+    })?;
+    Ok(batch_ns / BATCH as f64)
 }
 
 fn read_race(bed: &Bed, rounds: usize) -> Result<Vec<Timed>> {

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::gather::{Added, Gather};
 use super::{Mapping, overlap};
-use crate::cache::frames::PAGE_BYTES;
+use crate::cache::published::{self, SLOTS};
 use crate::error::{Error, Result};
 use crate::pin::PagePin;
 use crate::reply::block_on;
@@ -126,7 +126,20 @@ impl Mapping {
     /// As [`pin`](Self::pin): nothing is pinned then. [`Error::PinnedTooLong`] also when others kept taking one page or the
     /// other for as long as `pin_wait`.
     pub fn pin_many(&self, pages: &[u64]) -> Result<Vec<PagePin<'_>>> {
-        block_on(self.pin_many_async(pages))
+        let pins = self.pin_in_use_first(pages);
+        if pins.len() == pages.len() { Ok(pins) } else { block_on(self.pin_many_rest(pages, pins)) }
+    }
+
+    /// Pins pages as far as they are to be had in the shortest way, from the first on.
+    fn pin_in_use_first(&self, pages: &[u64]) -> Vec<PagePin<'_>> {
+        let mut pins = Vec::with_capacity(pages.len());
+        if let Some(block) = published::known_thread() {
+            for &page in pages.iter().take(SLOTS) {
+                self.prefetch_line(page, 0);
+            }
+            pins.extend(pages.iter().map_while(|&page| self.pin_in_use(block, page)));
+        }
+        pins
     }
 
     /// As [`pin_many`](Self::pin_many), without blocking the thread. Dropping the future gives back what it holds.
@@ -134,15 +147,25 @@ impl Mapping {
     /// # Errors
     /// As `pin_many`.
     pub async fn pin_many_async(&self, pages: &[u64]) -> Result<Vec<PagePin<'_>>> {
+        self.pin_many_rest(pages, Vec::new()).await
+    }
+
+    /// As [`pin_many_async`](Self::pin_many_async), where the first pages are pinned already.
+    async fn pin_many_rest<'a>(
+        &'a self,
+        pages: &[u64],
+        pinned: Vec<PagePin<'a>>,
+    ) -> Result<Vec<PagePin<'a>>> {
         self.check_open()?;
         pages.iter().try_for_each(|&page| self.check_page(page))?;
         let mut pins: Vec<Option<PagePin<'_>>> = Vec::with_capacity(pages.len());
         let mut since = None;
-        self.touch_first(pages.iter().map(|&page| self.first(page)));
+        pins.extend(pinned.into_iter().map(Some));
+        self.touch_first(pages[pins.len()..].iter().map(|&page| self.first(page)));
         loop {
-            pins.clear();
-            pins.extend(pages.iter().map(|&page| self.try_pin(page)));
-            pins.iter().flatten().for_each(|pin| pin.link.hits.read(1));
+            let had = pins.len();
+            pins.extend(pages[had..].iter().map(|&page| self.try_pin(page)));
+            pins[had..].iter().flatten().for_each(|pin| pin.link.hits.read(1));
             self.pin_missing(pages, &mut pins).await?;
             if pins.iter().all(Option::is_some) {
                 let pins = pages.iter().zip(pins.into_iter().flatten());
@@ -238,8 +261,19 @@ impl Mapping {
             read.done = 0;
             read.error = None;
         }
-        self.touch_first(reads.iter().map(|read| read.offset / PAGE_BYTES as u64));
         Ok(())
+    }
+
+    /// Has the processor fetch what the next reads of a batch begin with, where it is cached: it comes together instead of one after the
+    /// other.
+    fn fetch_ahead(&self, reads: &[ReadAt<'_>], cursor: &Cursor) {
+        if cursor.at > 0 || !cursor.read.is_multiple_of(TOUCHED_AT_ONCE) {
+            return;
+        }
+        let page_bytes = self.page_bytes() as u64;
+        for read in reads[cursor.read..].iter().take(TOUCHED_AT_ONCE) {
+            self.prefetch_line(read.offset / page_bytes, (read.offset % page_bytes) as usize);
+        }
     }
 
     /// Loads what look-ups of a batch's first pages (of 4096 bytes) look at: it comes into the processor's cache together instead of one
@@ -254,7 +288,9 @@ impl Mapping {
 
     /// Copies what is cached, up to the first page that isn't to be had at once; true when that is all.
     fn read_many_hits(&self, reads: &mut [ReadAt<'_>], cursor: &mut Cursor) -> bool {
-        while let Some(read) = reads.get_mut(cursor.read) {
+        loop {
+            self.fetch_ahead(reads, cursor);
+            let Some(read) = reads.get_mut(cursor.read) else { return true };
             read.done = self.read_hits(read.offset, read.buf);
             if !read.is_done() {
                 cursor.at = read.done;
@@ -262,7 +298,6 @@ impl Mapping {
             }
             cursor.read += 1;
         }
-        true
     }
 
     async fn read_many_rest(&self, reads: &mut [ReadAt<'_>], mut cursor: Cursor) -> Result<()> {
@@ -292,7 +327,9 @@ impl Mapping {
     /// Copies what is cached from the cursor on, and puts what isn't into lists.
     fn add_missing(&self, reads: &mut [ReadAt<'_>], cursor: &mut Cursor, gather: &mut Gather<'_>) -> Added {
         let page_bytes = self.page_bytes() as u64;
-        while let Some(read) = reads.get_mut(cursor.read) {
+        loop {
+            self.fetch_ahead(reads, cursor);
+            let Some(read) = reads.get_mut(cursor.read) else { return Added::Yes };
             while cursor.at < read.buf.len() {
                 let byte = read.offset + cursor.at as u64;
                 let page = byte / page_bytes;
@@ -309,7 +346,6 @@ impl Mapping {
             cursor.read += 1;
             cursor.at = 0;
         }
-        Added::Yes
     }
 
     /// What the shards left out, since somebody held it, came meanwhile, or couldn't be read.
