@@ -12,6 +12,8 @@ fn wb40_pages_that_are_dirty_behind_gates_are_bounded_and_writers_wait_there() {
         for page in 0..40 {
             wal.bed.run(wal.data.read_at_async(page * PAGE, &mut [0])).unwrap();
         }
+        // By itself, nothing is read ahead for it.
+        wal.bed.run(wal.data.read_at_async(470 * PAGE, &mut [0])).unwrap();
         let handle = wal.data.clone();
         let mut lsn = 0;
         let error = loop {
@@ -41,6 +43,10 @@ fn wb40_pages_that_are_dirty_behind_gates_are_bounded_and_writers_wait_there() {
         let last = Lsn(lsn);
         wal.bed.run(wal.data.write_at_lsn_async(page * PAGE, &[2; 100], last)).unwrap();
         wal.bed.run(wal.log.write_at_async(0, &[1; 8192])).unwrap();
+        // A change without a number waits, too.
+        let mut unnumbered = Box::pin(handle.write_at_async(470 * PAGE, &[1; 100]));
+        assert!(wal.bed.poll_once(unnumbered.as_mut()).is_pending());
+        drop(unnumbered);
         // Who waits goes on when the log is durable.
         let page = lsn % shards * 512 + 450;
         let mut writer: BoxedResult<'_> =
