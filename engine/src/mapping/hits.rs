@@ -303,7 +303,7 @@ impl Mapping {
     /// shortest way; false, and nothing is written, where the caller goes another.
     #[inline]
     fn write_plain(&self, page: u64, within: usize, data: &[u8]) -> bool {
-        if !self.near.is_plain || !self.has_whole(page) {
+        if !self.near.is_plain {
             return false;
         }
         let NearPage { link, key, alone } = self.near.page(&self.engine, &self.open, page);
