@@ -269,6 +269,7 @@ fn a_batch_beyond_the_end_or_of_a_closed_mapping_is_refused_before_anything_is_d
         let other = mapping.clone();
         bed.run(mapping.close_async()).unwrap();
         assert!(matches!(bed.run(other.read_many_async(&mut wanted.reads())), Err(Error::Closed)));
+        assert!(matches!(other.pin_many(&[]), Err(Error::Closed)));
         assert!(matches!(other.prefetch_many(&[5]), Err(Error::Closed)));
     }
 }

@@ -69,7 +69,7 @@ impl FrameMemory {
     /// that turns out to be another page's, or somebody's, it costs a little and does nothing.
     #[inline]
     pub(crate) fn prefetch(&self, frame: FrameId) {
-        // As many as are fetched at once: with more, the instructions behind them wait for their turn.
+        // The best of what was measured: with more, the instructions behind them wait for their turn.
         const LINES: usize = 16;
         for line in 0..LINES {
             self.prefetch_line(frame, line * 64);
@@ -87,7 +87,7 @@ impl FrameMemory {
     #[inline]
     pub(crate) fn write(&self, frame: FrameId, within: usize, data: &[u8]) {
         assert!(within <= PAGE_BYTES && data.len() <= PAGE_BYTES - within);
-        // SAFETY: inside the frame by the assertion; nobody else reads or writes it, by exclusive possession.
+        // SAFETY: inside the frame by the assertion; nobody else has a reference to it, by exclusive possession.
         #[expect(unsafe_code, reason = "an exclusively held frame is this holder's memory")]
         unsafe {
             std::ptr::copy_nonoverlapping(

@@ -242,22 +242,23 @@ impl SharedCache {
         Ok(place)
     }
 
-    /// As [`try_exclusive`](Self::try_exclusive), of the page `key` where its header says that it `is` a folio by itself: the
-    /// shortest way for who writes in it, or writes the `whole` of it. Where it ends early nothing is known.
+    /// As [`try_exclusive`](Self::try_exclusive), of the page `key` where a header says that it `is` a folio by itself: the
+    /// shortest way for who writes in it, or writes the `whole` of it. `None` where there is no such header.
     #[inline]
     pub(crate) fn try_exclusive_alone(
         &self,
         key: FolioKey,
         is: Identity,
         whole: bool,
-    ) -> Result<Place, Released> {
-        let found = self.index.walk(&self.headers, key, |folio| folio.identity() == is);
-        let (frame, folio) = found.ok_or(Released::Quiet)?;
+    ) -> Option<Result<Place, Released>> {
+        let (frame, folio) = self.index.walk(&self.headers, key, |folio| folio.identity() == is)?;
         if whole {
             self.frames.prefetch(frame);
         }
-        exclusion::try_exclusive(folio, folio, &self.tags, key, (FolioOrder(0), 0), Access::Change)?;
-        Ok(Place { head: frame, within: 0, order: FolioOrder(0) })
+        let place = Place { head: frame, within: 0, order: FolioOrder(0) };
+        let at = (place.order, place.within);
+        let taken = exclusion::try_exclusive(folio, folio, &self.tags, key, at, Access::Change);
+        Some(taken.map(|()| place))
     }
 
     /// How many pages from `frame` on, at most `pages`, an exclusive holder may overwrite: those of its folio up to the

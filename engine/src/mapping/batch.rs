@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use super::gather::{Added, Gather};
 use super::{Mapping, overlap};
-use crate::cache::published::{self, SLOTS};
+use crate::cache::published;
 use crate::error::{Error, Result};
 use crate::pin::PagePin;
 use crate::reply::block_on;
@@ -68,8 +68,8 @@ impl<'a> ReadAt<'a> {
     }
 }
 
-/// Pages of a batch whose look-ups are made ready together. Of more the first would be gone again from the processor's cache.
-const TOUCHED_AT_ONCE: usize = 128;
+/// Pages of a batch that are made ready together.
+const FETCHED_AT_ONCE: usize = 128;
 
 /// How far a batch has been looked through.
 #[derive(Debug, Default)]
@@ -77,6 +77,8 @@ struct Cursor {
     read: usize,
     /// Bytes of that read that are done or asked for.
     at: usize,
+    /// Reads whose first lines the processor was told to fetch.
+    fetched: usize,
 }
 
 impl Mapping {
@@ -126,17 +128,16 @@ impl Mapping {
     /// As [`pin`](Self::pin): nothing is pinned then. [`Error::PinnedTooLong`] also when others kept taking one page or the
     /// other for as long as `pin_wait`.
     pub fn pin_many(&self, pages: &[u64]) -> Result<Vec<PagePin<'_>>> {
+        self.fetch_together(pages.iter().map(|&page| (page, 0)));
         let pins = self.pin_in_use_first(pages);
-        if pins.len() == pages.len() { Ok(pins) } else { block_on(self.pin_many_rest(pages, pins)) }
+        let all = !pages.is_empty() && pins.len() == pages.len();
+        if all { Ok(pins) } else { block_on(self.pin_many_rest(pages, pins)) }
     }
 
     /// Pins pages as far as they are to be had in the shortest way, from the first on.
     fn pin_in_use_first(&self, pages: &[u64]) -> Vec<PagePin<'_>> {
         let mut pins = Vec::with_capacity(pages.len());
         if let Some(block) = published::known_thread() {
-            for &page in pages.iter().take(SLOTS) {
-                self.prefetch_line(page, 0);
-            }
             pins.extend(pages.iter().map_while(|&page| self.pin_in_use(block, page)));
         }
         pins
@@ -147,6 +148,7 @@ impl Mapping {
     /// # Errors
     /// As `pin_many`.
     pub async fn pin_many_async(&self, pages: &[u64]) -> Result<Vec<PagePin<'_>>> {
+        self.fetch_together(pages.iter().map(|&page| (page, 0)));
         self.pin_many_rest(pages, Vec::new()).await
     }
 
@@ -161,7 +163,6 @@ impl Mapping {
         let mut pins: Vec<Option<PagePin<'_>>> = Vec::with_capacity(pages.len());
         let mut since = None;
         pins.extend(pinned.into_iter().map(Some));
-        self.touch_first(pages[pins.len()..].iter().map(|&page| self.first(page)));
         loop {
             let had = pins.len();
             pins.extend(pages[had..].iter().map(|&page| self.try_pin(page)));
@@ -264,26 +265,26 @@ impl Mapping {
         Ok(())
     }
 
-    /// Has the processor fetch what the next reads of a batch begin with, where it is cached: it comes together instead of one after the
-    /// other.
-    fn fetch_ahead(&self, reads: &[ReadAt<'_>], cursor: &Cursor) {
-        if cursor.at > 0 || !cursor.read.is_multiple_of(TOUCHED_AT_ONCE) {
+    /// Has the processor fetch what the next reads of a batch begin with.
+    fn fetch_ahead(&self, reads: &[ReadAt<'_>], cursor: &mut Cursor) {
+        if cursor.read < cursor.fetched {
             return;
         }
         let page_bytes = self.page_bytes() as u64;
-        for read in reads[cursor.read..].iter().take(TOUCHED_AT_ONCE) {
-            self.prefetch_line(read.offset / page_bytes, (read.offset % page_bytes) as usize);
-        }
+        self.fetch_together(
+            reads[cursor.read..]
+                .iter()
+                .map(|read| (read.offset / page_bytes, (read.offset % page_bytes) as usize)),
+        );
+        cursor.fetched = cursor.read + FETCHED_AT_ONCE;
     }
 
-    /// Loads what look-ups of a batch's first pages (of 4096 bytes) look at: it comes into the processor's cache together instead of one
-    /// after the other.
-    fn touch_first(&self, pages: impl Iterator<Item = u64>) {
-        let touch = |page: u64| {
-            let cache = &self.link(page).cache;
-            cache.index.touch(&cache.headers, self.open.shape.key(page))
-        };
-        std::hint::black_box(pages.take(TOUCHED_AT_ONCE).map(touch).fold(0, |all, one| all | one));
+    /// Has the processor fetch the lines of these bytes (page, and byte within it) and what their look-ups look at, where they are
+    /// cached: it comes together instead of one after the other. Of more than a number the first would be gone again.
+    fn fetch_together(&self, places: impl Iterator<Item = (u64, usize)>) {
+        for (page, within) in places.take(FETCHED_AT_ONCE) {
+            self.prefetch_line(page, within);
+        }
     }
 
     /// Copies what is cached, up to the first page that isn't to be had at once; true when that is all.

@@ -13,6 +13,15 @@ use crate::error::Result;
 use crate::pin::{PagePin, PagePinMut};
 use crate::shard::link::ShardLink;
 
+/// What came of the shortest way to write.
+enum ShortWay {
+    Done,
+    /// Nothing: the longer way is to be tried.
+    Closed,
+    /// Somebody has the page, or it is being written: no other way but to ask the shard.
+    Refused,
+}
+
 impl Mapping {
     #[inline]
     pub(super) fn link(&self, page: u64) -> &ShardLink {
@@ -57,7 +66,8 @@ impl Mapping {
     ///
     /// Returns whether the page is cached or on its way; what isn't may be asked for by
     /// [`prefetch_many`](Self::prefetch_many). Nothing is held, counted, or read from the device, and the answer may be
-    /// out of date at once. Of a page behind the mapping's end it is false; a byte behind the page's end is fetched from nowhere.
+    /// out of date at once: it may also be true of a page just behind the mapping's end, where one is being made or was. A byte
+    /// behind the page's end is fetched from nowhere, and on other processors than x86-64 none is.
     ///
     /// ```no_run
     /// # fn sum(mapping: &foliant::Mapping, keys: &[(u64, usize)]) -> foliant::Result<u64> {
@@ -285,8 +295,12 @@ impl Mapping {
         while done < data.len() {
             let (page, within) = split(offset + done as u64);
             let is_last = within + data.len() - done <= PAGE_BYTES;
-            if is_last && writing.lsn.is_none() && self.write_plain(page, within, &data[done..]) {
-                return Ok(data.len());
+            if is_last && writing.lsn.is_none() {
+                match self.write_plain(page, within, &data[done..]) {
+                    ShortWay::Done => return Ok(data.len()),
+                    ShortWay::Refused => break,
+                    ShortWay::Closed => {}
+                }
             }
             let (access, pages) = self.access_for(offset + done as u64, data.len() - done, writing);
             let Some(mut pin) = self.try_change(page, (access, writing.stability), pages) else { break };
@@ -299,29 +313,27 @@ impl Mapping {
         Ok(done)
     }
 
-    /// Writes into one page as most are written: one that is a folio by itself, of a plain mapping, without a number. The
-    /// shortest way; false, and nothing is written, where the caller goes another.
+    /// Writes into one page as most are written: one that is a folio by itself, of a plain mapping, without a number.
     #[inline]
-    fn write_plain(&self, page: u64, within: usize, data: &[u8]) -> bool {
-        if !self.near.is_plain {
-            return false;
-        }
+    fn write_plain(&self, page: u64, within: usize, data: &[u8]) -> ShortWay {
         let NearPage { link, key, alone } = self.near.page(&self.engine, &self.open, page);
-        if !link.cache.balance.is_open() {
-            return false;
+        if !self.near.is_plain || !link.cache.balance.is_open() {
+            return ShortWay::Closed;
         }
         let whole = data.len() == PAGE_BYTES;
-        let place = match link.cache.try_exclusive_alone(key, alone, whole) {
-            Ok(place) => place,
-            Err(released) => {
+        match link.cache.try_exclusive_alone(key, alone, whole) {
+            None => ShortWay::Closed,
+            Some(Err(released)) => {
                 link.after_release(released);
-                return false;
+                ShortWay::Refused
             }
-        };
-        link.cache.frames.write(place.head, within, data);
-        link.release_dirty(place.head, place, 1, &self.open.shape);
-        link.hits.write(1);
-        true
+            Some(Ok(place)) => {
+                link.cache.frames.write(place.head, within, data);
+                link.release_dirty(place.head, place, 1, &self.open.shape);
+                link.hits.write(1);
+                ShortWay::Done
+            }
+        }
     }
 
     /// How `count` bytes at `offset` change the page that they begin in, and how many pages they change likewise.
