@@ -17,7 +17,7 @@ use crate::shard::link::ShardLink;
 enum ShortWay {
     Done,
     /// Nothing: the longer way is to be tried.
-    Closed,
+    Longer,
     /// Somebody has the page, or it is being written: no other way but to ask the shard.
     Refused,
 }
@@ -299,7 +299,7 @@ impl Mapping {
                 match self.write_plain(page, within, &data[done..]) {
                     ShortWay::Done => return Ok(data.len()),
                     ShortWay::Refused => break,
-                    ShortWay::Closed => {}
+                    ShortWay::Longer => {}
                 }
             }
             let (access, pages) = self.access_for(offset + done as u64, data.len() - done, writing);
@@ -318,11 +318,11 @@ impl Mapping {
     fn write_plain(&self, page: u64, within: usize, data: &[u8]) -> ShortWay {
         let NearPage { link, key, alone } = self.near.page(&self.engine, &self.open, page);
         if !self.near.is_plain || !link.cache.balance.is_open() {
-            return ShortWay::Closed;
+            return ShortWay::Longer;
         }
         let whole = data.len() == PAGE_BYTES;
         match link.cache.try_exclusive_alone(key, alone, whole) {
-            None => ShortWay::Closed,
+            None => ShortWay::Longer,
             Some(Err(released)) => {
                 link.after_release(released);
                 ShortWay::Refused
